@@ -1,0 +1,160 @@
+"""Reading, checking and matching of images and masks.
+
+Whatever a person hands in is checked here once, so that the mathematics behind it may assume good input. Every error
+says what was wrong, with which value, and what to do about it.
+"""
+
+from pathlib import Path
+
+import torch
+
+# Half a grey level: what no 8-bit picture can show is rounding, what is more is a mistake upstream.
+RANGE_TOLERANCE = 0.5 / 255
+# Two shapes count as the same picture when their aspect ratios agree this well (a crop to multiples of 8 does).
+ASPECT_TOLERANCE = 0.02
+
+
+def size_text(tensor: torch.Tensor) -> str:
+    """Width x height of an image or mask ``[..., H, W]``, as people write it."""
+    return f"{tensor.shape[-1]}x{tensor.shape[-2]}"
+
+
+def check_image(image: torch.Tensor, name: str, min_side: int = 1) -> torch.Tensor:
+    """Return ``image`` as float32 ``[B, 3, H, W]`` clamped to 0..1, or raise ``ValueError`` saying what is wrong.
+
+    Values up to half a grey level outside 0..1 are rounding and are clamped; ``min_side`` is in pixels.
+    """
+    if image.ndim != 4:
+        raise ValueError(f"{name} has {image.ndim} dimensions {tuple(image.shape)}: expected a batch of images.")
+    if image.shape[0] == 0:
+        raise ValueError(f"{name} is an empty batch: connect at least one image.")
+    channels = image.shape[1]
+    if channels == 4:
+        raise ValueError(f"{name} has 4 channels (RGBA): drop the alpha channel or connect an RGB image.")
+    if channels != 3:
+        raise ValueError(f"{name} has {channels} channels: connect an RGB image with 3.")
+    if min(image.shape[-2:]) < min_side:
+        raise ValueError(
+            f"{name} is {size_text(image)} pixels, smaller than the window of {min_side}: "
+            "use a larger image or a smaller radius."
+        )
+    return _check_values(image.float(), name)
+
+
+def _check_values(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name} has {bad} values that are NaN or infinite: look at the node or file it comes from.")
+    low, high = (float(v) for v in torch.aminmax(tensor))
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise ValueError(
+            f"{name} has values from {low:.3g} to {high:.3g}: expected 0 to 1. Scale or clamp it before this step."
+        )
+    return tensor.clamp(0, 1)
+
+
+def match_batch(image: torch.Tensor, batch: int, name: str) -> torch.Tensor:
+    """Repeat ``image`` (or mask) along its first axis to ``batch`` entries; ``ValueError`` if it does not divide."""
+    count = image.shape[0]
+    if batch % count:
+        raise ValueError(
+            f"{name} is a batch of {count}, which does not fit a batch of {batch}: connect 1 image or {batch}."
+        )
+    return image.repeat(batch // count, *[1] * (image.ndim - 1))
+
+
+def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """True if the sizes ``(H, W)`` show the same picture at two scales (one cropped to a multiple of 8 included)."""
+    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= ASPECT_TOLERANCE
+
+
+def match_size(image: torch.Tensor, size: tuple[int, int], name: str, other: str) -> torch.Tensor:
+    """Resize ``image`` ``[B, C, h, w]`` to ``size`` ``(H, W)`` when the aspect agrees, else ``ValueError``.
+
+    Antialiased bilinear for masks and images alike: it never overshoots 0..1.
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    if not same_aspect(tuple(image.shape[-2:]), tuple(size)):
+        raise ValueError(
+            f"{name} is {size_text(image)}, {other} is {size[1]}x{size[0]}: "
+            f"resize or crop the {name} to the same shape as the {other}."
+        )
+    return torch.nn.functional.interpolate(image, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def check_mask(mask: torch.Tensor, size: tuple[int, int], batch: int, name: str = "mask") -> torch.Tensor:
+    """Return ``mask`` (``[H, W]``, ``[B, H, W]`` or ``[B, 1, H, W]``) as float32 ``[batch, 1, H, W]`` at ``size``."""
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim == 3:
+        mask = mask[:, None]
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[0] == 0:
+        raise ValueError(f"{name} has the shape {tuple(mask.shape)}: expected a batch of masks.")
+    mask = _check_values(mask.float(), name)
+    return match_batch(match_size(mask, size, name, "image"), batch, name)
+
+
+def match_pair(image: torch.Tensor, source: torch.Tensor, min_side: int, names=("image", "source")):
+    """Check two images and give both the same batch; their sizes must agree exactly.
+
+    Returns ``(image, source)``, both float32 ``[B, 3, H, W]``. ``ValueError`` if sizes differ or batches do not divide.
+    """
+    image = check_image(image, names[0], min_side)
+    source = check_image(source, names[1], min_side)
+    if image.shape[-2:] != source.shape[-2:]:
+        raise ValueError(
+            f"{names[0]} is {size_text(image)}, {names[1]} is {size_text(source)}: they are compared pixel by pixel, "
+            f"resize or crop one of them first."
+        )
+    batch = max(image.shape[0], source.shape[0])
+    return match_batch(image, batch, names[0]), match_batch(source, batch, names[1])
+
+
+def load_image(path: str | Path) -> torch.Tensor:
+    """Read an image file as ``[1, 3, H, W]`` float32 in 0..1, turned upright by its EXIF orientation.
+
+    Raises ``ValueError`` for a missing file, a file that is no image, a truncated one, or one with transparency.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Give the path of a photo (PNG, JPEG, WebP, ...).")
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image file: give a PNG, JPEG or WebP photo.") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}): save it again with an image editor.") from None
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{path} is a {picture.mode} greyscale image of more than 8 bits: save it as 8-bit RGB.")
+    if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+        raise ValueError(f"{path} has transparent parts: flatten it onto a background first.")
+    return _from_pil(picture.convert("RGB"))
+
+
+def _from_pil(picture) -> torch.Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def to_uint8(image: torch.Tensor):
+    """One image ``[3, H, W]`` in 0..1 as a uint8 array ``[H, W, 3]``, rounded to the nearest grey level."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def save_image(image: torch.Tensor, path: str | Path) -> None:
+    """Write one image ``[3, H, W]`` in 0..1 as PNG; the file appears whole or not at all."""
+    from PIL import Image
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
