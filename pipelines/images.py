@@ -133,13 +133,14 @@ def load_image(path: str | Path) -> torch.Tensor:
         raise ValueError(f"{path} is a {picture.mode} greyscale image of more than 8 bits: save it as 8-bit RGB.")
     if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
         raise ValueError(f"{path} has transparent parts: flatten it onto a background first.")
-    return _from_pil(picture.convert("RGB"))
-
-
-def _from_pil(picture) -> torch.Tensor:
     import numpy as np
 
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255
+    return from_uint8(np.asarray(picture.convert("RGB")))
+
+
+def from_uint8(array) -> torch.Tensor:
+    """A uint8 array ``[H, W, 3]`` as ``[1, 3, H, W]`` float32 in 0..1."""
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
 
 
 def to_uint8(image: torch.Tensor):

@@ -112,7 +112,10 @@ def _suppress_background(mask: torch.Tensor, settings: MaskUpsampling) -> torch.
     """Adaptive threshold, then v -> t (v / t)^gamma below t = mean background + margin (authors' code, step G)."""
     background = mask <= _local_mean(mask, settings.block) - settings.offset
     level = mask[background].mean() if background.any() else mask.mean()
-    threshold = level + settings.margin
+    # The cap is ours: without it a mask that is white everywhere would be darkened as its own background.
+    threshold = torch.minimum(level + settings.margin, mask.max())
+    if threshold <= 0:
+        return mask
     return torch.where(mask < threshold, threshold * (mask / threshold) ** settings.gamma, mask)
 
 

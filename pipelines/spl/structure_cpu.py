@@ -172,7 +172,7 @@ class _Descent:
         height = max(bottom - top for tiles in fit + step for top, bottom in tiles) + 2 * radius
         barrier = threading.Barrier(self.threads)
 
-        def work(worker: int) -> None:
+        def iterate(worker: int) -> None:
             scratch = [np.zeros((height, self.plane.shape[1]), np.float32) for _ in range(5)]
             for _ in range(self.settings.iterations):
                 for tile in fit[worker]:
@@ -185,6 +185,11 @@ class _Descent:
                 if worker == 0 and on_iteration is not None:
                     on_iteration()
                 barrier.wait()
+
+        def work(worker: int) -> None:
+            # A diverging descent overflows; the caller finds that in the result and says so.
+            with np.errstate(all="ignore"):
+                iterate(worker)
 
         _run_together(work, self.threads, barrier)
         if self.mask is None:

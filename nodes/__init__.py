@@ -1,0 +1,1 @@
+"""What a person meets: ComfyUI nodes (thin adapters over ``pipelines``) and command lines."""

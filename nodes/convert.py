@@ -1,0 +1,28 @@
+"""Between ComfyUI's tensors (channels last) and the ones of ``pipelines`` (channels first)."""
+
+import comfy.model_management
+import torch
+
+
+def to_pipeline(image: torch.Tensor) -> torch.Tensor:
+    """IMAGE ``[B, H, W, C]`` as ``[B, C, H, W]``."""
+    return image.movedim(-1, 1)
+
+
+def to_comfy(image: torch.Tensor) -> torch.Tensor:
+    """``[B, C, H, W]`` as an IMAGE ``[B, H, W, C]`` on the device ComfyUI keeps images on."""
+    return image.movedim(1, -1).contiguous().to(comfy.model_management.intermediate_device())
+
+
+def compute_device(device: torch.device | None = None) -> torch.device:
+    """Where image optimisation runs: ``device`` (default: ComfyUI's) if it is a CUDA or ROCm GPU, else the CPU.
+
+    The CPU version is the faster choice next to any other kind of device.
+    """
+    device = device or comfy.model_management.get_torch_device()
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def interrupt_check(*_progress) -> None:
+    """Raise ComfyUI's interrupt if a person pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()

@@ -1,0 +1,14 @@
+"""The list of nodes the pack offers."""
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from .masks import UpsampleMaskToEdges
+from .scores import StructureScore
+from .spl import StructureGuidanceNode, StructureRefine
+
+
+class LikenessExtension(ComfyExtension):
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [StructureGuidanceNode, StructureRefine, UpsampleMaskToEdges, StructureScore]

@@ -1,0 +1,89 @@
+"""Structure preservation inside the sampling loop, for any host and any sampler.
+
+At the late steps of sampling the predicted clean latent is decoded, pulled towards the structure of a reference picture
+and encoded back (paper, section 3; authors' code). The host supplies decoding and encoding and calls ``refine`` on
+every prediction; what belongs to which step is told from the noise level alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .optimise import preserve_structure
+from .settings import StructureSettings
+
+# Samplers that convert noise levels to time and back return them with rounding; steps are much further apart.
+_SIGMA_TOLERANCE = 1e-4
+
+
+def current_step(sigma: float, sigmas: Sequence[float]) -> int:
+    """Index of the schedule step that an evaluation at ``sigma`` belongs to: sigmas[i] >= sigma > sigmas[i+1].
+
+    ``sigmas`` falls from the first noise level to the last, T+1 values for T steps. Levels above the first belong to
+    step 0, levels at or below the last to the final step.
+    """
+    above = sum(1 for level in sigmas[1:-1] if sigma <= level * (1 + _SIGMA_TOLERANCE))
+    return min(above, len(sigmas) - 2)
+
+
+def first_refined_step(steps: int, start: float) -> int:
+    """First step i with i / steps >= start (authors' code); always at least the last step.
+
+    The authors refine nothing when the schedule is so short that no step reaches ``start``; a person who connected the
+    guidance expects it to act.
+    """
+    if not 0 <= start <= 1:
+        raise ValueError(f"start is {start}: it is a fraction of the steps, between 0 and 1.")
+    return min(math.ceil(start * steps - 1e-9), steps - 1)
+
+
+class StructureGuidance:
+    """Structure preservation for one sampling run.
+
+    reference: ``[B, 3, H, W]`` in 0..1, the VAE round trip of the source (paper; the source itself would make the
+        descent fight the VAE's own losses).
+    sigmas: the schedule of this run, T+1 falling noise levels.
+    mask: region to keep, ``[B, H, W]``, or None for all of it.
+    """
+
+    def __init__(
+        self,
+        reference: torch.Tensor,
+        sigmas: Sequence[float],
+        settings: StructureSettings,
+        start: float = 0.8,
+        mask: torch.Tensor | None = None,
+    ):
+        self.reference, self.settings, self.mask = reference, settings, mask
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.first_step = first_refined_step(len(self.sigmas) - 1, start)
+        self._last_step: int | None = None
+        self._correction: torch.Tensor | None = None
+
+    def wants(self, sigma: float) -> bool:
+        """Whether a prediction made at noise level ``sigma`` is to be refined."""
+        return current_step(sigma, self.sigmas) >= self.first_step
+
+    def refine(
+        self,
+        x0: torch.Tensor,
+        sigma: float,
+        decode: Callable[[torch.Tensor], torch.Tensor],
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        on_iteration: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
+        """Return the clean latent ``x0`` of an evaluation at ``sigma`` with the reference's structure.
+
+        ``decode`` maps a latent to images ``[B, 3, H, W]`` in 0..1, ``encode`` back to a latent of ``x0``'s shape. One
+        refinement is made a step: samplers that evaluate several times in a step get its correction each time.
+        """
+        step = current_step(sigma, self.sigmas)
+        if step < self.first_step:
+            return x0
+        if step != self._last_step:
+            image = decode(x0).clamp(0, 1)
+            image = preserve_structure(image, self.reference, self.mask, self.settings, on_iteration)
+            self._correction = encode(image).to(x0) - x0
+            self._last_step = step
+        return x0 + self._correction

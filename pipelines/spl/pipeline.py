@@ -1,0 +1,135 @@
+"""Image-to-image with structure guidance on diffusers, for use without ComfyUI."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+
+from ..images import check_image
+from .guidance import StructureGuidance
+from .optimise import preserve_structure
+from .settings import StructureSettings
+
+
+class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
+    """SD1.x / SD2.x image-to-image that keeps the structure of its input (epsilon or v prediction, Euler steps).
+
+    The same two uses of the image-space optimiser as the ComfyUI nodes: the late steps of sampling are pulled towards
+    the VAE round trip of the source, the finished picture towards the source itself.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(self, vae: AutoencoderKL, text_encoder, tokenizer, unet: UNet2DConditionModel,
+                 scheduler: EulerDiscreteScheduler):  # fmt: skip
+        super().__init__()
+        if not isinstance(scheduler, EulerDiscreteScheduler):
+            raise TypeError(
+                f"the scheduler is a {type(scheduler).__name__}: "
+                "use EulerDiscreteScheduler.from_config(scheduler.config)."
+            )
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: torch.Tensor,
+        prompt: str | list[str] = "",
+        negative_prompt: str | list[str] = "",
+        steps: int = 15,
+        strength: float = 0.6,
+        guidance_scale: float = 2.0,
+        settings: StructureSettings | None = None,
+        start: float = 0.8,
+        mask: torch.Tensor | None = None,
+        refine: bool = True,
+        generator: torch.Generator | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
+        """Edit ``image`` ``[B, 3, H, W]`` in 0..1 towards ``prompt``; returns the edit, same shape and range.
+
+        ``settings`` None samples without guidance. ``strength`` in 0..1 is the fraction of the schedule that is run;
+        ``start`` the fraction of those steps after which the guidance begins. ``on_step(done, total)`` may raise.
+        """
+        image = check_image(image, "image", settings.window if settings else 1).to(self.device)
+        height, width = (side - side % self.vae_cell for side in image.shape[-2:])
+        source = image[..., :height, :width]
+        sigmas, timesteps = self._schedule(steps, strength)
+        guidance = None
+        clean = self.encode(source)
+        if settings is not None:
+            guidance = StructureGuidance(self.decode(clean), sigmas.tolist(), settings, start, mask)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=torch.float32)
+        latent = self.sample(
+            clean + noise * sigmas[0], sigmas, timesteps, self._embed(negative_prompt, prompt, len(source)),
+            guidance_scale, guidance, on_step,
+        )  # fmt: skip
+        result = self.decode(latent)
+        return preserve_structure(result, source, mask, settings) if settings is not None and refine else result
+
+    def sample(self, x, sigmas, timesteps, embeddings, guidance_scale, guidance=None, on_step=None) -> torch.Tensor:
+        """Euler steps from noise level sigmas[0] (Karras et al. 2022, algorithm 2 without churn).
+
+        ``x``: noisy latent ``[B, 4, h, w]`` float32, signal plus sigma times noise; ``sigmas``: ``[T+1]`` falling;
+        ``timesteps``: ``[T]``; ``embeddings``: (negative, positive), each ``[B, tokens, width]``.
+        """
+        steps = len(timesteps)
+        for i, timestep in enumerate(timesteps):
+            sigma = sigmas[i]
+            x0 = self._predict_clean(x, sigma, timestep, embeddings, guidance_scale)
+            if guidance is not None:
+                x0 = guidance.refine(x0, float(sigma), self.decode, self.encode)
+            x = x + (x - x0) / sigma * (sigmas[i + 1] - sigma)
+            if on_step is not None:
+                on_step(i + 1, steps)
+        return x
+
+    def _predict_clean(self, x, sigma, timestep, embeddings, guidance_scale) -> torch.Tensor:
+        negative, positive = embeddings
+        scaled = (x / (sigma**2 + 1).sqrt()).to(self.unet.dtype)
+        if guidance_scale == 1:
+            output = self.unet(scaled, timestep, encoder_hidden_states=positive).sample.float()
+        else:
+            both = self.unet(torch.cat([scaled] * 2), timestep, encoder_hidden_states=torch.cat([negative, positive]))
+            unconditional, conditional = both.sample.float().chunk(2)
+            output = unconditional + guidance_scale * (conditional - unconditional)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
+        return x - sigma * output
+
+    def _schedule(self, steps: int, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength}: use a fraction of the schedule above 0 and up to 1.")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}: use at least 1.")
+        total = int(steps / strength)
+        self.scheduler.set_timesteps(total, device=self.device)
+        return self.scheduler.sigmas[-steps - 1 :].to(self.device), self.scheduler.timesteps[-steps:]
+
+    @property
+    def vae_cell(self) -> int:
+        """Pixels a side that one latent cell stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Images ``[B, 3, H, W]`` in 0..1 to scaled latents, the mode of the posterior as ComfyUI takes it."""
+        posterior = self.vae.encode((image * 2 - 1).to(self.vae.dtype)).latent_dist
+        return posterior.mode().float() * self.vae.config.scaling_factor
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Scaled latents to images ``[B, 3, H, W]`` in 0..1."""
+        image = self.vae.decode((latent / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        return ((image.float() + 1) / 2).clamp(0, 1)
+
+    def _embed(self, negative: str | list[str], prompt: str | list[str], batch: int):
+        def embed(texts):
+            texts = [texts] * batch if isinstance(texts, str) else list(texts)
+            if len(texts) != batch:
+                raise ValueError(f"{len(texts)} prompts for {batch} images: give one prompt, or one for each image.")
+            tokens = self.tokenizer(
+                texts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True,
+                return_tensors="pt",
+            )  # fmt: skip
+            return self.text_encoder(tokens.input_ids.to(self.device))[0]
+
+        return embed(negative), embed(prompt)

@@ -1,0 +1,37 @@
+"""One real ComfyUI server, with this checkout as its only custom node pack, for all tests of this folder."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _load_script(name):
+    # By file: a `nodes` on sys.path would hide ComfyUI's nodes.py. In sys.modules, so that tests can import it.
+    spec = importlib.util.spec_from_file_location(name, ROOT / "nodes" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+comfyui_server = _load_script("comfyui_server")
+
+
+@pytest.fixture(scope="session")
+def comfyui_dir():
+    """The ComfyUI to test with; skips where there is none."""
+    folder = comfyui_server.find_comfyui(ROOT)
+    return folder or pytest.skip("no ComfyUI found: set COMFYUI_DIR, or run `python tests/run.py`, which says more")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_dir):
+    """A running ComfyServer; skips where no Python can run it."""
+    python = comfyui_server.find_python(comfyui_dir)
+    if python is None:
+        pytest.skip(f"no Python found that can run {comfyui_dir}: `python tests/run.py` makes one")
+    with comfyui_server.ComfyServer(comfyui_dir, python) as running:
+        yield running
