@@ -18,8 +18,8 @@ skimage_data = pytest.importorskip("skimage.data", reason="SSIM and the test pho
 
 SCORES = {"ssim": ssim, "gmsd": gmsd, "fsim": fsim}
 PERFECT = {"ssim": 1, "gmsd": 0, "fsim": 1}
-# Odd, non-square, smaller and larger than the 256 pixels of FSIM, and 640: half way between two of its factors.
-SIZES = [(512, 512), (385, 401), (257, 129), (640, 641), (64, 97), (33, 48), (16, 16)]
+# Odd, even, non-square, with and without the downsampling of FSIM.
+SIZES = [(512, 512), (385, 401), (257, 129), (64, 97), (33, 48), (16, 16)]
 
 every_score = pytest.mark.parametrize("name", SCORES)
 
@@ -88,6 +88,12 @@ def test_agrees_with_piq(piq, size):
         for name, truth in truths.items():
             score = SCORES[name](image, reference)
             assert torch.allclose(score, truth, rtol=0, atol=1e-5), f"{name}, {kind}: {score} is not {truth}"
+
+
+def test_fsim_agrees_with_piq_half_way_between_two_factors(piq):
+    reference = photos((640, 641))[:1]
+    image = noisy(reference)
+    assert fsim(image, reference).item() == pytest.approx(piq.fsim(image, reference, chromatic=False).item(), abs=1e-5)
 
 
 def test_ssim_equals_a_direct_computation():

@@ -4,6 +4,7 @@ PREDICT_NOISE sees the final clean prediction of every guider, whatever its numb
 to one sampling run and lives in that run's options, so the patched MODEL can be shared, re-queued and run again.
 """
 
+import logging
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,8 +128,16 @@ class _Sampling:
         options = executor.class_obj.model_options["transformer_options"]
         try:
             with _named_errors():
-                options[self.key] = self.hook.begin(noise, sigmas)
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+                options[self.key] = guidance = self.hook.begin(noise, sigmas)
+            result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            if not guidance.refinements:
+                # dpm_fast and dpm_adaptive choose their own noise levels and may end before the last step of few.
+                logging.warning(
+                    "Structure Guidance changed nothing: this sampler made no prediction after %.0f%% of the steps. "
+                    "Lower start (now %g), use more steps or another sampler.",
+                    100 * self.hook.start, self.hook.start,
+                )  # fmt: skip
+            return result
         finally:
             options.pop(self.key, None)
 

@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn.functional import adaptive_max_pool2d
 
+from ..images import check_mask, match_size
 from .optimise import preserve_structure
 from .settings import StructureSettings
 
@@ -45,6 +47,7 @@ class StructureGuidance:
         descent fight the VAE's own losses).
     sigmas: the schedule of this run, T+1 falling noise levels.
     mask: region to keep, ``[B, H, W]``, or None for all of it.
+    refinements: how many were made so far; 0 after a run means that the sampler never came near the guided steps.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class StructureGuidance:
         self.reference, self.settings, self.mask = reference, settings, mask
         self.sigmas = [float(sigma) for sigma in sigmas]
         self.first_step = first_refined_step(len(self.sigmas) - 1, start)
+        self.refinements = 0
         self._last_step: int | None = None
         self._correction: torch.Tensor | None = None
 
@@ -76,14 +80,32 @@ class StructureGuidance:
         """Return the clean latent ``x0`` of an evaluation at ``sigma`` with the reference's structure.
 
         ``decode`` maps a latent to images ``[B, 3, H, W]`` in 0..1, ``encode`` back to a latent of ``x0``'s shape. One
-        refinement is made a step: samplers that evaluate several times in a step get its correction each time.
+        refinement is made a step: samplers that evaluate several times in a step get its correction each time. Only in
+        the final step every evaluation is refined, because the last of them is the picture.
         """
         step = current_step(sigma, self.sigmas)
         if step < self.first_step:
             return x0
-        if step != self._last_step:
+        if step != self._last_step or step == len(self.sigmas) - 2:
             image = decode(x0).clamp(0, 1)
+            # Once a run: a source at another scale than the picture is brought to its size.
+            self.reference = match_size(self.reference, tuple(image.shape[-2:]), "source image", "sampled picture")
             image = preserve_structure(image, self.reference, self.mask, self.settings, on_iteration)
-            self._correction = encode(image).to(x0) - x0
+            self._correction = (encode(image).to(x0) - x0) * self._region(x0)
             self._last_step = step
+            self.refinements += 1
         return x0 + self._correction
+
+    def _region(self, x0: torch.Tensor) -> torch.Tensor | float:
+        """Latent cells the mask touches, 0 or 1 to multiply ``x0`` with: elsewhere the edit stays as it was sampled.
+
+        Ours: the authors encode the whole picture again, which also sends the free part through the VAE.
+        """
+        if self.mask is None:
+            return 1.0
+        mask = check_mask(self.mask, tuple(self.reference.shape[-2:]), self.reference.shape[0])
+        cells = (adaptive_max_pool2d(mask, tuple(x0.shape[-2:])) > 0).to(x0)
+        # A clip of frames shares its latents: a cell counts if any of its frames is to be kept.
+        batch = min(cells.shape[0], x0.shape[0])
+        cells = cells.reshape(batch, -1, *x0.shape[-2:]).amax(dim=1)
+        return cells.reshape(batch, *[1] * (x0.ndim - 3), *x0.shape[-2:])

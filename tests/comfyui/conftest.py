@@ -20,6 +20,20 @@ def _load_script(name):
 comfyui_server = _load_script("comfyui_server")
 
 
+def _import_comfyui_on_cpu(folder):
+    """Let tests of this folder import ComfyUI's modules in this process, as its main.py with --cpu would."""
+    sys.path.insert(0, str(folder))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+
+
+if comfyui_server.find_comfyui(ROOT) is not None:
+    _import_comfyui_on_cpu(comfyui_server.find_comfyui(ROOT))
+else:
+    collect_ignore_glob = ["test_structure_*.py"]
+
+
 @pytest.fixture(scope="session")
 def comfyui_dir():
     """The ComfyUI to test with; skips where there is none."""

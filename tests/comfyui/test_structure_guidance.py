@@ -1,0 +1,243 @@
+"""Structure Guidance inside ComfyUI's real samplers, on tiny models."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from likeness.nodes.spl import StructureGuidanceNode
+from likeness.pipelines.spl import structure_loss
+from tiny_models import block_vae, conditioning, tiny_flux, tiny_unet
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return tiny_unet(), block_vae(4), (conditioning(1), conditioning(2))
+
+
+@pytest.fixture(scope="module")
+def flux():
+    return tiny_flux(), block_vae(16), (conditioning(1, 32), conditioning(2, 32))
+
+
+def photo(height: int, width: int, batch: int = 1) -> torch.Tensor:
+    """IMAGE of discs and stripes ``[B, H, W, 3]``."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    pictures = []
+    for index in range(batch):
+        disc = ((x - 0.4 - 0.1 * index) ** 2 + (y - 0.5) ** 2 < 0.08).float()
+        stripes = (torch.sin(x * 20 + 3 * index) > 0).float()
+        pictures.append(torch.stack([0.2 + 0.6 * disc, 0.3 + 0.4 * stripes, 0.5 * disc + 0.25 * stripes], dim=-1))
+    return torch.stack(pictures).clamp(0, 1)
+
+
+def guided(model, vae, source, **options):
+    defaults = {"start": 0.4, "structure_weight": 10000.0, "keep_colors": False, "iterations": 60}
+    return StructureGuidanceNode.execute(model, vae, source, **{**defaults, **options}).result[0]
+
+
+def sample(model, conds, latent_shape, sampler="euler", cfg=7.0, scheduler="normal", seed=3):
+    noise = torch.randn(latent_shape, generator=torch.Generator().manual_seed(seed))
+    return comfy.sample.sample(
+        model, noise, STEPS, cfg, sampler, scheduler, *conds, torch.zeros(latent_shape), seed=seed, disable_pbar=True
+    )
+
+
+def lost_structure(vae, latent, source) -> float:
+    reference = vae.decode(vae.encode(source))
+    return structure_loss(vae.decode(latent).movedim(-1, 1), reference.movedim(-1, 1)).mean().item()
+
+
+@pytest.mark.parametrize("cfg", [1.0, 7.0])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "uni_pc", "dpmpp_2m_sde", "lcm", "dpm_2", "dpmpp_sde", "ddim"])
+def test_lowers_spl_with_every_kind_of_sampler(unet, sampler, cfg):
+    model, vae, conds = unet
+    source, shape = photo(128, 128), (1, 4, 16, 16)
+    plain = sample(model, conds, shape, sampler, cfg)
+    with_guidance = sample(guided(model, vae, source), conds, shape, sampler, cfg)
+    assert lost_structure(vae, with_guidance, source) < 0.5 * lost_structure(vae, plain, source)
+    assert torch.equal(sample(model, conds, shape, sampler, cfg), plain)
+
+
+@pytest.mark.parametrize("scheduler", ["karras", "simple", "sgm_uniform", "beta", "ddim_uniform", "exponential"])
+def test_lowers_spl_with_every_scheduler(unet, scheduler):
+    model, vae, conds = unet
+    source, shape = photo(64, 64), (1, 4, 8, 8)
+    plain = sample(model, conds, shape, scheduler=scheduler)
+    with_guidance = sample(guided(model, vae, source), conds, shape, scheduler=scheduler)
+    assert lost_structure(vae, with_guidance, source) < 0.5 * lost_structure(vae, plain, source)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+def test_lowers_spl_on_a_flow_matching_transformer(flux, sampler):
+    model, vae, conds = flux
+    source, shape = photo(96, 128), (1, 16, 12, 16)
+    plain = sample(model, conds, shape, sampler, 1.0, "simple")
+    with_guidance = sample(guided(model, vae, source), conds, shape, sampler, 1.0, "simple")
+    assert lost_structure(vae, with_guidance, source) < 0.5 * lost_structure(vae, plain, source)
+
+
+def test_batch_of_two_with_one_reference_on_a_picture_that_is_not_square(unet):
+    model, vae, conds = unet
+    source, shape = photo(576, 832), (2, 4, 72, 104)
+    plain = sample(model, conds, shape, cfg=1.0)
+    with_guidance = sample(guided(model, vae, source, iterations=20), conds, shape, cfg=1.0)
+    for index in range(2):
+        one = slice(index, index + 1)
+        before, after = (lost_structure(vae, latent[one], source) for latent in (plain, with_guidance))
+        assert after < 0.5 * before
+
+
+def test_each_latent_of_a_batch_follows_its_own_reference(unet):
+    model, vae, conds = unet
+    sources, shape = photo(64, 64, batch=2), (2, 4, 8, 8)
+    together = sample(guided(model, vae, sources), conds, shape)
+    for index in range(2):
+        own, other = sources[index : index + 1], sources[1 - index : 2 - index]
+        latent = together[index : index + 1]
+        assert lost_structure(vae, latent, own) < lost_structure(vae, latent, other)
+
+
+def test_one_refinement_a_step_also_with_two_evaluations(unet):
+    model, vae, conds = unet
+    # The reference, then steps 2, 3 and 4 of 0..4 with start 0.4; heun evaluates twice at the final noise level.
+    expected = {"euler": (STEPS, 1 + 3), "heun": (2 * STEPS - 1, 1 + 4), "dpm_2": (2 * STEPS - 1, 1 + 3)}
+    for sampler, (evaluations, encodings) in expected.items():
+        patched, calls = guided(model, vae, photo(64, 64)), []
+        patched.add_wrapper(WrappersMP.PREDICT_NOISE, lambda execute, *a, calls=calls: calls.append("unet") or execute(*a))
+        encode = vae.encode
+        vae.encode = lambda pixels, calls=calls, encode=encode: calls.append("vae") or encode(pixels)
+        try:
+            sample(patched, conds, (1, 4, 8, 8), sampler)
+        finally:
+            vae.encode = encode
+        assert calls.count("unet") == evaluations
+        assert calls.count("vae") == encodings
+
+
+def test_mask_frees_the_rest_of_the_picture(unet):
+    model, vae, conds = unet
+    source, shape = photo(128, 128), (1, 4, 16, 16)
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    plain, masked = (sample(m, conds, shape) for m in (model, guided(model, vae, source, mask=mask)))
+    changed = (vae.decode(masked) - vae.decode(plain)).abs().mean(dim=(0, 1, 3))
+    assert changed[:56].mean() > 10 * changed[72:].mean()
+
+
+def test_two_guidances_in_a_row_both_act(unet):
+    model, vae, conds = unet
+    source, shape = photo(128, 128), (1, 4, 16, 16)
+    left = torch.zeros(1, 128, 128)
+    left[:, :, :64] = 1
+    one = guided(model, vae, source, mask=left)
+    both = sample(guided(one, vae, source, mask=1 - left), conds, shape)
+    assert lost_structure(vae, both, source) < 0.7 * lost_structure(vae, sample(one, conds, shape), source)
+
+
+def test_works_with_a_guider_of_two_conditionings_and_one_that_calls_the_model_itself(unet):
+    model, vae, conds = unet
+    source, shape = photo(64, 64), (1, 4, 8, 8)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+    class ThreeWay(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            names = ("negative", "positive", "third")
+            outputs = comfy.samplers.calc_cond_batch(
+                self.inner_model, [self.conds[name] for name in names], x, timestep, model_options
+            )
+            return outputs[0] + 2 * (outputs[1] - outputs[0]) + 0.5 * (outputs[2] - outputs[1])
+
+    def run(patched):
+        guider = ThreeWay(patched)
+        guider.inner_set_conds({"positive": conds[0], "negative": conds[1], "third": conditioning(5)})
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", STEPS)
+        sampler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros(shape), sampler, sigmas, disable_pbar=True, seed=3)
+
+    plain, with_guidance = run(model), run(guided(model, vae, source))
+    assert lost_structure(vae, with_guidance, source) < 0.5 * lost_structure(vae, plain, source)
+
+
+def test_a_sampler_that_never_comes_near_the_guided_steps_is_named(unet, caplog):
+    model, vae, conds = unet
+    sample(guided(model, vae, photo(64, 64), start=0.9), conds, (1, 4, 8, 8), "dpm_fast")
+    assert "Structure Guidance changed nothing" in caplog.text
+
+
+def test_running_twice_and_in_inference_mode_gives_the_same(unet):
+    model, vae, conds = unet
+    patched = guided(model, vae, photo(64, 64))
+    with torch.inference_mode():
+        first = sample(patched, conds, (1, 4, 8, 8))
+    assert torch.equal(first, sample(patched, conds, (1, 4, 8, 8)))
+
+
+def test_interrupt_ends_the_inner_loop_and_leaves_the_model_usable(unet):
+    model, vae, conds = unet
+    plain = sample(model, conds, (1, 4, 8, 8))
+    patched, decode = guided(model, vae, photo(64, 64)), vae.decode
+    decoded = []
+
+    def decode_and_cancel(latent):
+        decoded.append(latent)
+        if len(decoded) == 2:  # the first decodes the reference
+            comfy.model_management.interrupt_current_processing()
+        return decode(latent)
+
+    vae.decode = decode_and_cancel
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched, conds, (1, 4, 8, 8))
+    finally:
+        vae.decode = decode
+        comfy.model_management.interrupt_current_processing(False)
+    assert len(decoded) == 2
+    assert torch.equal(sample(model, conds, (1, 4, 8, 8)), plain)
+    assert "likeness" not in str(patched.model_options["transformer_options"].keys())
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "channels", "message"),
+    [
+        (photo(64, 96), {}, 4, "source image is 96x64, the picture being sampled is 64x64"),
+        (photo(64, 64, batch=3), {}, 4, "source image is a batch of 3, which does not fit a batch of 2"),
+        (photo(64, 64), {}, 16, "VAE makes latents of 16 channels, the model samples 4"),
+        (photo(64, 64), {"mask": torch.ones(1, 64, 128)}, 4, "mask is 128x64, image is 64x64"),
+    ],
+)
+def test_what_cannot_work_fails_before_the_first_step(unet, source, options, channels, message):
+    model, _, conds = unet
+    patched = guided(model, block_vae(channels), source, **options)
+    called = []
+    patched.add_wrapper(WrappersMP.PREDICT_NOISE, lambda execute, *a: called.append(1) or execute(*a))
+    with pytest.raises(ValueError, match=f"Structure Guidance: .*{message}"):
+        sample(patched, conds, (2, 4, 8, 8))
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (torch.rand(1, 8, 64, 3), {}, "source image is 64x8 pixels, smaller than the window of 11"),
+        (torch.rand(1, 64, 64, 4), {}, "source image has 4 channels"),
+        (photo(64, 64), {"structure_weight": 0.0}, "both 0"),
+        (photo(64, 64), {"iterations": 0}, "iterations is 0"),
+    ],
+)
+def test_bad_input_is_refused_by_the_node(unet, source, options, message):
+    model, vae, _ = unet
+    with pytest.raises(ValueError, match=message):
+        guided(model, vae, source, **options)
+
+
+def test_a_source_at_another_scale_and_with_odd_sides_is_matched(unet):
+    model, vae, conds = unet
+    source = photo(131, 133)
+    with_guidance = sample(guided(model, vae, source, mask=torch.ones(1, 131, 133)), conds, (1, 4, 8, 8))
+    plain = sample(model, conds, (1, 4, 8, 8))
+    small = photo(64, 64)
+    assert lost_structure(vae, with_guidance, small) < 0.7 * lost_structure(vae, plain, small)
