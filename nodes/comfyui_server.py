@@ -74,14 +74,14 @@ def find_python(comfyui_dir: Path) -> Path | None:
     """
     asked = os.environ.get("COMFYUI_PYTHON")
     if asked:
-        missing = _missing_modules(Path(asked))
+        missing = missing_modules(Path(asked))
         if missing:
             raise ValueError(f"COMFYUI_PYTHON is {asked!r}, which cannot run ComfyUI; missing: {', '.join(missing)}.")
         return Path(asked)
     inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
     candidates = [comfyui_dir / ".venv" / inside, comfyui_dir / "venv" / inside]
     candidates += [comfyui_dir.parent / "python_embeded" / "python.exe", Path(sys.executable)]
-    return next((python for python in candidates if not _missing_modules(python)), None)
+    return next((python for python in candidates if not missing_modules(python)), None)
 
 
 class ComfyServer:
@@ -302,14 +302,14 @@ def _is_comfyui(folder: Path) -> bool:
     return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
 
 
-def _missing_modules(python: Path) -> list[str]:
-    """Return which of COMFYUI_MODULES `python` does not find; all of them if it does not run."""
-    command = [str(python), "-c", FIND_MISSING, *COMFYUI_MODULES]
+def missing_modules(python: Path, modules: Sequence[str] = COMFYUI_MODULES) -> list[str]:
+    """Return which of `modules` `python` does not find; all of them if it does not run."""
+    command = [str(python), "-c", FIND_MISSING, *modules]
     try:
         probe = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return COMFYUI_MODULES
-    return probe.stdout.split() if probe.returncode == 0 else COMFYUI_MODULES
+        return list(modules)
+    return probe.stdout.split() if probe.returncode == 0 else list(modules)
 
 
 def _link_folder(link: Path, target: Path) -> None:

@@ -47,10 +47,13 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    from likeness.pipelines.images import load_image, save_image
+    from likeness.pipelines.images import load_image, save_image, size_text
     from likeness.pipelines.spl.damage import lossy_edit
+    from likeness.pipelines.spl.score import MIN_SIDE
 
     photo = load_image(options.photo) if options.photo else example_photo()
+    if min(photo.shape[-2:]) < MIN_SIDE:
+        raise ValueError(f"{options.photo} is {size_text(photo)} pixels: use a photo of at least {MIN_SIDE} a side.")
     host = choose_host(options.host)
     output = options.output
     output.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Whatever a person hands in is checked here once, so that the mathematics behind 
 says what was wrong, with which value, and what to do about it.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -42,20 +43,22 @@ def check_image(image: torch.Tensor, name: str, min_side: int = 1) -> torch.Tens
 
 
 def _check_values(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    if not torch.isfinite(tensor).all():
+    low, high = (float(v) for v in torch.aminmax(tensor))
+    if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name} has {bad} values that are NaN or infinite: look at the node or file it comes from.")
-    low, high = (float(v) for v in torch.aminmax(tensor))
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
         raise ValueError(
             f"{name} has values from {low:.3g} to {high:.3g}: expected 0 to 1. Scale or clamp it before this step."
         )
-    return tensor.clamp(0, 1)
+    return tensor if low >= 0 and high <= 1 else tensor.clamp(0, 1)
 
 
 def match_batch(image: torch.Tensor, batch: int, name: str) -> torch.Tensor:
     """Repeat ``image`` (or mask) along its first axis to ``batch`` entries; ``ValueError`` if it does not divide."""
     count = image.shape[0]
+    if count == batch:
+        return image
     if batch % count:
         raise ValueError(
             f"{name} is a batch of {count}, which does not fit a batch of {batch}: connect 1 image or {batch}."

@@ -36,7 +36,8 @@ def by_opencv(mask, guide, settings):
     while size < grey.shape[0]:
         size *= 2
         p, i = lanczos(m, size).astype(np.float64), lanczos(grey, size).astype(np.float64)
-        a = (mean(i * p, radius) - mean(i, radius) * mean(p, radius)) / (mean(i * i, radius) - mean(i, radius) ** 2 + 1e-2)
+        covariance = mean(i * p, radius) - mean(i, radius) * mean(p, radius)
+        a = covariance / (mean(i * i, radius) - mean(i, radius) ** 2 + 1e-2)
         b = mean(p, radius) - a * mean(i, radius)
         m = np.clip(mean(a, radius) * i + mean(b, radius), 0, 1).astype(np.float32)
         radius += 1
@@ -84,7 +85,7 @@ def test_batches_and_extremes():
 @pytest.mark.parametrize(
     ("mask", "guide", "settings", "message"),
     [
-        (torch.ones(1, 16, 16), torch.ones(1, 3, 64, 96), {}, "mask is 16x16, guide image is 96x64: their shapes differ"),
+        (torch.ones(1, 16, 16), torch.ones(1, 3, 64, 96), {}, "mask is 16x16, guide image is 96x64: their shapes"),
         (torch.ones(1, 80, 80), torch.ones(1, 3, 64, 64), {}, "mask is 80x80, larger than the guide image 64x64"),
         (torch.ones(3, 16, 16), torch.ones(2, 3, 64, 64), {}, "guide image is a batch of 2"),
         (torch.ones(1, 3, 16, 16), torch.ones(1, 3, 64, 64), {}, r"mask has the shape \(1, 3, 16, 16\)"),

@@ -230,5 +230,6 @@ def test_box_mean_and_guided_filter_equal_loops():
     a = np.array([((i * p)[w].mean() - i[w].mean() * p[w].mean()) / (i[w].var() + epsilon) for w in cut])
     b = np.array([p[w].mean() for w in cut]) - a * np.array([i[w].mean() for w in cut])
     a, b = a.reshape(14, 9), b.reshape(14, 9)
-    expected = np.array([a[w].mean() for w in cut]).reshape(14, 9) * i + np.array([b[w].mean() for w in cut]).reshape(14, 9)
+    mean_a, mean_b = (np.array([plane[w].mean() for w in cut]).reshape(14, 9) for plane in (a, b))
+    expected = mean_a * i + mean_b
     assert np.allclose(guided_filter(mask, guide, radius, epsilon)[0, 0].numpy(), expected)

@@ -10,7 +10,7 @@ from .losses import structure_loss, structure_map
 
 # Root-mean-square local-linear error that the difference picture shows as white: 25 of 255 grey levels.
 _WHITE = 0.1
-_MIN_SIDE = 16
+MIN_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def score_structure(image: torch.Tensor, source: torch.Tensor) -> StructureScore
 
     Sides of at least 16 pixels. Raises ``ValueError`` for images that do not fit.
     """
-    image, source = match_pair(image, source, _MIN_SIDE)
+    image, source = match_pair(image, source, MIN_SIDE)
     source = source.to(image.device)
     return StructureScores(
         spl=100 * structure_loss(image, source),

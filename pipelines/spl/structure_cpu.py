@@ -43,10 +43,12 @@ class _Bands:
         self.rows = self.core + 2 * halo
 
     def pack(self, plane: np.ndarray) -> np.ndarray:
+        import cv2
+
         padded = np.zeros((self.core * self.bands + 2 * self.halo, self.width), np.float32)
         padded[self.halo : self.halo + self.height] = plane
         bands = [padded[i * self.core : i * self.core + self.rows] for i in range(self.bands)]
-        return np.stack(bands, axis=-1).reshape(self.rows, -1)
+        return cv2.merge(bands).reshape(self.rows, -1)
 
     def unpack(self, packed: np.ndarray) -> np.ndarray:
         core = self.interleaved(packed)[self.halo : self.halo + self.core]
@@ -55,17 +57,20 @@ class _Bands:
     def interleaved(self, packed: np.ndarray) -> np.ndarray:
         return packed.reshape(-1, self.width, self.bands)
 
-    def renew_halos(self, packed: np.ndarray, part: int, parts: int) -> None:
-        """Copy each band's edge rows into the neighbours' halos; rows below the image are zero, as outside it.
+    def share_rows(self, packed: np.ndarray, top: int, bottom: int) -> None:
+        """Copy what new rows top..bottom hold for the halos of the neighbouring bands.
 
-        Does columns ``part`` of ``parts`` equal shares.
+        Rows below the image are set to zero, as everything outside it.
         """
-        columns = slice(self.width * part // parts, self.width * (part + 1) // parts)
-        bands, halo, core = self.interleaved(packed)[:, columns], self.halo, self.core
-        bands[halo + self.height - (self.bands - 1) * core :, :, -1] = 0
-        if self.bands > 1:
-            bands[:halo, :, 1:] = bands[core : core + halo, :, :-1]
-            bands[core + halo :, :, :-1] = bands[halo : 2 * halo, :, 1:]
+        bands, halo, core = self.interleaved(packed), self.halo, self.core
+        end = halo + self.height - (self.bands - 1) * core
+        bands[max(top, end) : bottom, :, -1] = 0
+        first, last = max(top, core), min(bottom, core + halo)
+        if self.bands > 1 and first < last:
+            bands[first - core : last - core, :, 1:] = bands[first:last, :, :-1]
+        first, last = max(top, halo), min(bottom, 2 * halo)
+        if self.bands > 1 and first < last:
+            bands[first + core : last + core, :, :-1] = bands[first:last, :, 1:]
 
 
 class _Descent:
@@ -77,7 +82,10 @@ class _Descent:
         self._prepare(image, source, mask)
 
     def _prepare(self, image, source, mask):
-        """Constant planes in the band layout: the source, its window statistics and 1/N."""
+        """Constant planes in the band layout, with the signs and factors that save operations in the loop.
+
+        Outside the image they are zero, but for ``floor`` (N epsilon), which is divided by.
+        """
         pack = self.layout.pack
         if mask is not None:
             image, source = mask * image, mask * source
@@ -91,10 +99,11 @@ class _Descent:
         self.start = pack(image - center)
         self.plane = self.start.copy()
         self.source = pack(source)
-        self.minus_source = -self.source
         self.minus_mean = pack(-mean)
-        self.inverse_variance = pack(1 / (variance + np.float32(self.settings.epsilon)))
-        self.inverse_count = pack(inverse_count)
+        self.gain = pack(inverse_count / (variance + np.float32(self.settings.epsilon)))
+        self.floor = pack(np.float32(self.settings.epsilon) / inverse_count)
+        self.floor[self.floor == 0] = 1
+        self.minus_inverse_count = pack(-inverse_count)
         self.mask = None if mask is None else pack(mask)
         self.velocity = np.zeros_like(self.plane)
         self.total = None if mask is None else np.zeros_like(self.plane)
@@ -111,36 +120,35 @@ class _Descent:
         self._window_sum(view(packed), out=view(out))
 
     def _fit(self, top: int, bottom: int, scratch) -> None:
-        """Local-linear coefficients of rows top..bottom: (a + a') / N, (b - a'b') / N and (1 + a'^2) / N."""
+        """Coefficient planes of rows top..bottom: -(a + a') / N, -(b - a'b') / N and (1 + a'^2) / N."""
         import cv2
 
         outer, inner = slice(top - self.radius, bottom + self.radius), slice(self.radius, self.radius + bottom - top)
         rows = slice(top, bottom)
-        product, square, *sums = (buffer[: outer.stop - outer.start] for buffer in scratch)
+        product, *sums = (buffer[: outer.stop - outer.start] for buffer in scratch)
         plane = self.plane[outer]
-        np.multiply(plane, self.source[outer], out=product)
-        cv2.multiply(plane, plane, dst=square, scale=-1)
-        for values, out in zip((plane, product, square), sums, strict=True):
-            self._band_sum(values, out)
-        mean, covariance, minus_variance = (total[inner] for total in sums)
-        for values in (mean, covariance, minus_variance):
-            values *= self.inverse_count[rows]
-        cv2.accumulateProduct(self.minus_mean[rows], mean, covariance)
-        cv2.accumulateSquare(mean, minus_variance)
-        minus_variance -= self.settings.epsilon
+        # Each product is summed at once, while it is in the cache.
+        self._band_sum(np.multiply(plane, self.source[outer], out=product), out=sums[1])
+        self._band_sum(np.multiply(plane, plane, out=product), out=sums[2])
+        self._band_sum(plane, out=sums[0])
 
-        minus_back = np.divide(covariance, minus_variance, out=minus_variance)
-        slopes = covariance
-        slopes *= self.inverse_variance[rows]
-        slopes -= minus_back
-        weights = np.multiply(minus_back, minus_back, out=minus_back)
-        weights += 1
+        # Sums over windows, so N times the moments: the factors N cancel in a and a'.
+        total, covariance, variance = (values[inner] for values in sums)
+        minus_inverse_count, minus_mean = self.minus_inverse_count[rows], self.minus_mean[rows]
+        minus_mean_plane = np.multiply(total, minus_inverse_count, out=product[inner])
+        cv2.accumulateProduct(minus_mean, total, covariance)
+        cv2.accumulateProduct(minus_mean_plane, total, variance)
+        variance += self.floor[rows]
+        back = np.divide(covariance, variance, out=variance)
 
-        slopes_out, offsets, weights_out = (values[rows] for values in self.coefficients)
-        np.multiply(weights, self.inverse_count[rows], out=weights_out)
-        np.multiply(mean, weights_out, out=offsets)
-        np.multiply(slopes, self.inverse_count[rows], out=slopes_out)
-        cv2.accumulateProduct(slopes_out, self.minus_mean[rows], offsets)
+        minus_slopes, minus_offsets, weights = (values[rows] for values in self.coefficients)
+        np.multiply(back, back, out=weights)
+        np.subtract(-1, weights, out=weights)
+        weights *= minus_inverse_count
+        cv2.accumulateProduct(covariance, self.gain[rows], back)
+        np.multiply(back, minus_inverse_count, out=minus_slopes)
+        np.multiply(minus_mean_plane, weights, out=minus_offsets)
+        cv2.accumulateProduct(minus_slopes, minus_mean, minus_offsets)
 
     def _step(self, top: int, bottom: int, scratch) -> None:
         """Momentum step of rows top..bottom along P (U + C) - S A - B."""
@@ -151,11 +159,10 @@ class _Descent:
         sums = [buffer[: outer.stop - outer.start] for buffer in scratch[:3]]
         for values, out in zip(self.coefficients, sums, strict=True):
             self._band_sum(values[outer], out)
-        a, b, gradient = (total[inner] for total in sums)
-        gradient *= self.plane[rows]
-        cv2.accumulateProduct(a, self.minus_source[rows], gradient)
-        gradient -= b
+        minus_a, gradient, weight = (values[inner] for values in sums)
         velocity, plane = self.velocity[rows], self.plane[rows]
+        cv2.accumulateProduct(weight, plane, gradient)
+        cv2.accumulateProduct(minus_a, self.source[rows], gradient)
         if self.mask is None:
             cv2.scaleAdd(velocity, self.settings.momentum, gradient, dst=velocity)
             cv2.scaleAdd(velocity, -self.scale, plane, dst=plane)
@@ -163,7 +170,7 @@ class _Descent:
             gradient *= self.mask[rows]
             cv2.scaleAdd(velocity, self.settings.momentum, gradient, dst=velocity)
             self.total[rows] += velocity
-            cv2.scaleAdd(np.multiply(velocity, self.mask[rows], out=a), -self.scale, plane, dst=plane)
+            cv2.scaleAdd(np.multiply(velocity, self.mask[rows], out=weight), -self.scale, plane, dst=plane)
 
     def run(self, on_iteration) -> np.ndarray:
         rows, radius = self.layout.rows, self.radius
@@ -173,15 +180,14 @@ class _Descent:
         barrier = threading.Barrier(self.threads)
 
         def iterate(worker: int) -> None:
-            scratch = [np.zeros((height, self.plane.shape[1]), np.float32) for _ in range(5)]
+            scratch = [np.zeros((height, self.plane.shape[1]), np.float32) for _ in range(4)]
             for _ in range(self.settings.iterations):
                 for tile in fit[worker]:
                     self._fit(*tile, scratch)
                 barrier.wait()
                 for tile in step[worker]:
                     self._step(*tile, scratch)
-                barrier.wait()
-                self.layout.renew_halos(self.plane, worker, self.threads)
+                    self.layout.share_rows(self.plane, *tile)
                 if worker == 0 and on_iteration is not None:
                     on_iteration()
                 barrier.wait()

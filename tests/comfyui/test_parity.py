@@ -117,7 +117,8 @@ def test_refine_node_equals_the_pipeline_function():
     edited = (source * 0.5 + 0.4 * torch.rand(source.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     mask = torch.zeros(1, 90, 120)
     mask[:, 20:70, 30:90] = 1
-    node = StructureRefine.execute(edited, source, 5000.0, True, 30, mask, color_weight=800.0, mask_dilation=3).result[0]
+    options = {"mask": mask, "color_weight": 800.0, "mask_dilation": 3}
+    node = StructureRefine.execute(edited, source, 5000.0, True, 30, **options).result[0]
     settings = StructureSettings(structure_weight=5000.0, color_weight=800.0, iterations=30, mask_dilation=3)
     ours = preserve_structure(edited.movedim(-1, 1), source.movedim(-1, 1), mask, settings).movedim(1, -1)
     assert node.shape == edited.shape

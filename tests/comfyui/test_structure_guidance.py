@@ -107,9 +107,18 @@ def test_one_refinement_a_step_also_with_two_evaluations(unet):
     expected = {"euler": (STEPS, 1 + 3), "heun": (2 * STEPS - 1, 1 + 4), "dpm_2": (2 * STEPS - 1, 1 + 3)}
     for sampler, (evaluations, encodings) in expected.items():
         patched, calls = guided(model, vae, photo(64, 64)), []
-        patched.add_wrapper(WrappersMP.PREDICT_NOISE, lambda execute, *a, calls=calls: calls.append("unet") or execute(*a))
         encode = vae.encode
-        vae.encode = lambda pixels, calls=calls, encode=encode: calls.append("vae") or encode(pixels)
+
+        def count_unet(execute, *arguments, calls=calls):
+            calls.append("unet")
+            return execute(*arguments)
+
+        def count_vae(pixels, calls=calls, encode=encode):
+            calls.append("vae")
+            return encode(pixels)
+
+        patched.add_wrapper(WrappersMP.PREDICT_NOISE, count_unet)
+        vae.encode = count_vae
         try:
             sample(patched, conds, (1, 4, 8, 8), sampler)
         finally:

@@ -65,7 +65,7 @@ def _patcher(model, seed):
 
 
 class BlockTransform(torch.nn.Module):
-    """Latents are the lowest frequencies of 8x8 pixel blocks, so decode(encode(x)) is a low-pass and encode its inverse.
+    """Latents are the lowest frequencies of 8x8 pixel blocks: decoding is exact, encoding a low-pass.
 
     An orthonormal basis: the three colour means and then luminance frequencies, as many as there are channels.
     """

@@ -1,0 +1,118 @@
+"""The repository's own promises: arrows of import, manifest, workflows, help pages, requirements."""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = ROOT / "examples_workflows"
+SOURCES = [*sorted((ROOT / "pipelines").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py")), ROOT / "__init__.py"]
+SCRIPTS = {"quickstart.py", "pack.py", "environment.py", "comfyui_server.py"}
+COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution", "server"}
+METHODS = {"spl", "idetail", "mcdm", "idsync", "mcld"}
+
+
+def imports(path: Path):
+    """(level, module) of every import statement, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_one_way(path):
+    inside = path.relative_to(ROOT).parts
+    for level, module in imports(path):
+        top = module.split(".")[0]
+        if level == 0:
+            own = {"nodes", "pipelines", "likeness"}
+            assert not (inside[0] == "pipelines" and top in COMFYUI), f"pipelines imports {module}"
+            assert inside[-1] in SCRIPTS or top not in own, f"absolute import of {module}"
+        elif inside[0] == "pipelines" and len(inside) > 2:
+            target = module.split(".")[0] if level == 2 else inside[1]
+            assert target == inside[1] or target not in METHODS, f"{inside[1]} imports the method {target}"
+
+
+def test_pack_imports_without_comfyui_and_without_anything_else():
+    pack = sys.modules["likeness"]
+    assert callable(pack.comfy_entrypoint)
+    assert (ROOT / pack.WEB_DIRECTORY / "docs").is_dir()
+    assert list(imports(ROOT / "__init__.py")) == [(1, "nodes.extension")]
+
+
+def test_manifest_entries_have_exactly_the_documented_fields():
+    manifest = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))
+    names = [entry["name"] for entry in manifest["weights"]]
+    assert len(set(names)) == len(names)
+    for entry in manifest["weights"]:
+        assert set(entry) == set(manifest["fields"])
+        assert entry["sha256"] is None or re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+        assert entry["size"] is None or (isinstance(entry["size"], int) and entry["size"] > 0)
+        assert entry["commercial_use"] in (True, False, None)
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry["repository"])
+        assert all(entry[key] for key in ("purpose", "file", "revision", "licence", "nodes", "folder"))
+
+
+def test_requirements_are_lower_bounds_only():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    asked = {"torch", "diffusers", "safetensors", "insightface", "opencv-python", "numpy", "einops", "huggingface-hub"}
+    assert asked <= {re.split("[><=~!]", line)[0] for line in lines}
+    assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in lines)
+
+
+def node_ids() -> set[str]:
+    return {
+        keyword.value.value
+        for path in (ROOT / "nodes").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "node_id" and isinstance(keyword.value, ast.Constant)
+    }
+
+
+def test_every_node_has_a_help_page_and_every_page_a_node():
+    ids = node_ids()
+    assert len(ids) >= 4
+    assert {page.stem for page in (ROOT / "web" / "docs").glob("*.md")} == ids
+
+
+def links_of(graph: dict):
+    """(node, input name, origin node, origin slot) of every connection of a UI-format graph."""
+    origins = {link[0]: (str(link[1]), link[2]) for link in graph["links"]}
+    for node in graph["nodes"]:
+        for entry in node.get("inputs", []):
+            if entry.get("link") is not None:
+                yield str(node["id"]), entry["name"], *origins[entry["link"]]
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*_api.json")), ids=lambda path: path.name)
+def test_both_formats_of_a_workflow_are_the_same_graph(path):
+    api = json.loads(path.read_text(encoding="utf-8"))
+    ui = json.loads((WORKFLOWS / path.name.replace("_api", "")).read_text(encoding="utf-8"))
+    notes = {"Note", "MarkdownNote"}
+    assert {str(node["id"]): node["type"] for node in ui["nodes"] if node["type"] not in notes} == {
+        node: content["class_type"] for node, content in api.items()
+    }
+    assert any(node["type"] in notes for node in ui["nodes"])
+    connected = {
+        (node, name, *value) for node, content in api.items() for name, value in content["inputs"].items()
+        if isinstance(value, list)
+    }  # fmt: skip
+    assert set(links_of(ui)) == connected
+    for node in ui["nodes"]:
+        inputs = api.get(str(node["id"]), {"inputs": {}})["inputs"]
+        assert all(value in node["widgets_values"] for value in inputs.values() if not isinstance(value, list))
+
+
+def test_template_folder_holds_copies_of_the_ui_workflows():
+    """ComfyUI serves templates from `example_workflows` only; the folder the project was given is the source."""
+    served = {path.name: path.read_bytes() for path in (ROOT / "example_workflows").glob("*.json")}
+    sources = [path for path in WORKFLOWS.glob("*.json") if not path.stem.endswith("_api")]
+    assert served == {f"likeness_{path.name}": path.read_bytes() for path in sources}
