@@ -29,10 +29,13 @@ class SetupError(RuntimeError):
     """An environment could not be made; the message says which step failed and what to do."""
 
 
-def ensure_environment(required_modules: Iterable[str], extra_requirements: Sequence[str] = ()) -> None:
+def ensure_environment(
+    required_modules: Iterable[str], extra_requirements: Sequence[str] = (), without_dependencies: Sequence[str] = ()
+) -> None:
     """Return if this interpreter finds every top-level module of `required_modules`; else restart in `.venv`.
 
-    `.venv` gets requirements.txt and `extra_requirements`. Ends the process with a message where that fails.
+    `.venv` gets requirements.txt, `extra_requirements`, and `without_dependencies` without what those ask for. Ends the
+    process with a message where that fails.
     """
     restarted = os.environ.pop(RESTARTED, None)
     if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts a script may have less
@@ -44,7 +47,10 @@ def ensure_environment(required_modules: Iterable[str], extra_requirements: Sequ
     if restarted:
         sys.exit(f"{folder} still lacks {', '.join(missing)} after its set-up: remove that folder and start again.")
     try:
-        python = create_environment(folder, [[*requirement_lines(ROOT / "requirements.txt"), *extra_requirements]])
+        steps = [[*requirement_lines(ROOT / "requirements.txt"), *extra_requirements]]
+        if without_dependencies:
+            steps.append(["--no-deps", *without_dependencies])
+        python = create_environment(folder, steps)
     except SetupError as error:
         sys.exit(f"Set-up failed. {error}")
     _restart(python)

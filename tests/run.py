@@ -16,16 +16,18 @@ from comfyui_environment import comfyui_python, environment, load_script
 
 MODULES = (
     *("torch", "diffusers", "transformers", "safetensors", "insightface", "cv2", "numpy", "einops", "huggingface_hub"),
-    *("skimage", "aiohttp", "pytest", "ruff"),
+    *("skimage", "aiohttp", "pytest", "ruff", "piq"),
 )
 EXTRA_REQUIREMENTS = ("pytest", "ruff")
+# piq wants torchvision for scores that we do not compare with, and torchvision a matching build of torch.
+WITHOUT_DEPENDENCIES = ("piq==0.8.0",)
 NO_TESTS_COLLECTED = 5
 
 
 def main(arguments: list[str]) -> int:
     """Run every part, also after one has failed; return the exit code."""
     started = time.perf_counter()
-    environment.ensure_environment(MODULES, EXTRA_REQUIREMENTS)
+    environment.ensure_environment(MODULES, EXTRA_REQUIREMENTS, WITHOUT_DEPENDENCIES)
     slow = "--slow" in arguments
     chosen = [argument for argument in arguments if argument != "--slow"]
     selection = chosen if slow else ["-m", "not slow", *chosen]

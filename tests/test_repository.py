@@ -116,3 +116,10 @@ def test_template_folder_holds_copies_of_the_ui_workflows():
     served = {path.name: path.read_bytes() for path in (ROOT / "example_workflows").glob("*.json")}
     sources = [path for path in WORKFLOWS.glob("*.json") if not path.stem.endswith("_api")]
     assert served == {f"likeness_{path.name}": path.read_bytes() for path in sources}
+
+
+def test_a_missing_package_is_named_with_its_install_line():
+    from likeness.pipelines.optional import need
+
+    with pytest.raises(ImportError, match="some-package is needed here.*-m pip install some-package"):
+        need("no_such_module", "some-package")

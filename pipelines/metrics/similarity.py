@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import avg_pool2d, conv2d
 
 from ..images import size_text
+from ..optional import need
 from .phase_congruency import SHORTEST_WAVELENGTH, phase_congruency
 
 SSIM_SIGMA = 1.5  # pixels
@@ -31,7 +32,7 @@ def ssim(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     scikit-image.
     """
     _require_side(image, SSIM_WINDOW, "SSIM")
-    from skimage.metrics import structural_similarity
+    structural_similarity = need("skimage.metrics", "scikit-image").structural_similarity
 
     scores = [
         structural_similarity(

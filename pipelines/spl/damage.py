@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..optional import need
+
 _REFERENCE_SIDE = 512
 
 
@@ -28,8 +30,9 @@ class Damage:
 
 def lossy_edit(photo: torch.Tensor, damage: Damage | None = None) -> torch.Tensor:
     """Golden-hour colour grade of ``photo`` ``[1, 3, H, W]`` in 0..1, with the damage; same shape and range."""
-    import cv2
     import numpy as np
+
+    cv2 = need("cv2", "opencv-python")
 
     damage = damage or Damage()
     image = _golden_hour(photo)[0].permute(1, 2, 0).contiguous().numpy()

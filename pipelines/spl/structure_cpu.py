@@ -15,6 +15,7 @@ import threading
 
 import numpy as np
 
+from ..optional import need
 from .settings import REFERENCE_PIXELS, StructureSettings
 
 _TILE_ROWS = 64
@@ -43,8 +44,7 @@ class _Bands:
         self.rows = self.core + 2 * halo
 
     def pack(self, plane: np.ndarray) -> np.ndarray:
-        import cv2
-
+        cv2 = need("cv2", "opencv-python")
         padded = np.zeros((self.core * self.bands + 2 * self.halo, self.width), np.float32)
         padded[self.halo : self.halo + self.height] = plane
         bands = [padded[i * self.core : i * self.core + self.rows] for i in range(self.bands)]
@@ -110,8 +110,7 @@ class _Descent:
         self.coefficients = [np.zeros_like(self.plane) for _ in range(3)]
 
     def _window_sum(self, plane, out=None):
-        import cv2
-
+        cv2 = need("cv2", "opencv-python")
         side = self.settings.window
         return cv2.boxFilter(plane, -1, (side, side), dst=out, normalize=False, borderType=cv2.BORDER_CONSTANT)
 
@@ -121,8 +120,7 @@ class _Descent:
 
     def _fit(self, top: int, bottom: int, scratch) -> None:
         """Coefficient planes of rows top..bottom: -(a + a') / N, -(b - a'b') / N and (1 + a'^2) / N."""
-        import cv2
-
+        cv2 = need("cv2", "opencv-python")
         outer, inner = slice(top - self.radius, bottom + self.radius), slice(self.radius, self.radius + bottom - top)
         rows = slice(top, bottom)
         product, *sums = (buffer[: outer.stop - outer.start] for buffer in scratch)
@@ -152,8 +150,7 @@ class _Descent:
 
     def _step(self, top: int, bottom: int, scratch) -> None:
         """Momentum step of rows top..bottom along P (U + C) - S A - B."""
-        import cv2
-
+        cv2 = need("cv2", "opencv-python")
         outer, inner = slice(top - self.radius, bottom + self.radius), slice(self.radius, self.radius + bottom - top)
         rows = slice(top, bottom)
         sums = [buffer[: outer.stop - outer.start] for buffer in scratch[:3]]

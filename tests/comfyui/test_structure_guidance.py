@@ -8,7 +8,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from likeness.nodes.spl import StructureGuidanceNode
 from likeness.pipelines.spl import structure_loss
-from tiny_models import block_vae, conditioning, tiny_flux, tiny_unet
+from tiny_models import block_vae, conditioning, tiny_flux, tiny_unet, video_vae
 
 STEPS = 5
 
@@ -175,6 +175,55 @@ def test_a_sampler_that_never_comes_near_the_guided_steps_is_named(unet, caplog)
     model, vae, conds = unet
     sample(guided(model, vae, photo(64, 64), start=0.9), conds, (1, 4, 8, 8), "dpm_fast")
     assert "Structure Guidance changed nothing" in caplog.text
+
+
+@pytest.mark.parametrize(("batch", "frames", "sources"), [(2, 1, 1), (2, 1, 2), (1, 3, 3), (1, 3, 1)])
+def test_latents_of_video_models(unet, batch, frames, sources):
+    """Today's image editors (Qwen-Image, Wan) sample latents with a time axis."""
+    model, vae = unet[0], video_vae()
+    source, shape = photo(64, 64, batch=sources), (batch, 4, frames, 8, 8)
+
+    class Still(comfy.samplers.CFGGuider):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            return 0.1 * x
+
+    def run(patched):
+        guider = Still(patched)
+        guider.inner_set_conds({"positive": conditioning(1)})
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        sigmas = torch.tensor([10.0, 5.0, 2.0, 1.0, 0.0])
+        sampler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros(shape), sampler, sigmas, disable_pbar=True, seed=3)
+
+    plain, with_guidance = run(model), run(guided(model, vae, source))
+    assert with_guidance.shape == shape
+    reference = source.movedim(-1, 1)
+    for index in range(batch):
+        for frame in range(frames):
+            wanted = reference[max(index, frame) % sources][None]
+            before, after = (
+                structure_loss(vae.decode(latent[index : index + 1])[0, frame].movedim(-1, 0)[None], wanted).item()
+                for latent in (plain, with_guidance)
+            )
+            assert after < 0.7 * before
+
+
+def test_inpainting_keeps_its_mask(unet):
+    model, vae, conds = unet
+    source, shape = photo(128, 128), (1, 4, 16, 16)
+    noise_mask = torch.zeros(1, 1, 16, 16)
+    noise_mask[..., :8] = 1
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    start = vae.encode(source)
+
+    def run(patched):
+        return comfy.sample.sample(
+            patched, noise, STEPS, 1.0, "euler", "normal", *conds, start, noise_mask=noise_mask, seed=3, disable_pbar=True
+        )
+
+    plain, with_guidance = run(model), run(guided(model, vae, source))
+    assert torch.allclose(with_guidance[..., 8:], start[..., 8:], atol=1e-4)
+    assert lost_structure(vae, with_guidance, source) < 0.5 * lost_structure(vae, plain, source)
 
 
 def test_running_twice_and_in_inference_mode_gives_the_same(unet):

@@ -99,6 +99,29 @@ def block_vae(channels: int = 4) -> comfy.sd.VAE:
     return vae
 
 
+class FrameTransform(BlockTransform):
+    """The same for clips ``[B, C, T, H, W]``, frame by frame."""
+
+    def encode(self, pixels):
+        return self._each_frame(super().encode, pixels)
+
+    def decode(self, latent):
+        return self._each_frame(super().decode, latent)
+
+    @staticmethod
+    def _each_frame(function, clip):
+        return torch.stack([function(clip[:, :, index]) for index in range(clip.shape[2])], dim=2)
+
+
+def video_vae(channels: int = 4) -> comfy.sd.VAE:
+    """A VAE of the video kind: latents have five axes and a batch of images is read as one clip."""
+    vae = block_vae(channels)
+    vae.first_stage_model = FrameTransform(channels)
+    vae.latent_dim = 3
+    vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, load_device=CPU, offload_device=CPU)
+    return vae
+
+
 def conditioning(seed: int, pooled: int = 0):
     generator = torch.Generator().manual_seed(seed)
     extra = {"pooled_output": torch.randn(1, pooled, generator=generator), "guidance": 3.5} if pooled else {}

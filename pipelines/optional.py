@@ -1,0 +1,15 @@
+"""Packages that are imported when they are needed, with an error that says how to get them."""
+
+import importlib
+import sys
+from types import ModuleType
+
+
+def need(module: str, package: str) -> ModuleType:
+    """Import ``module``; where that fails, raise ``ImportError`` with the line that installs ``package``."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} is needed here and cannot be imported ({error}): run {sys.executable} -m pip install {package}"
+        ) from error
