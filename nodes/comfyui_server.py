@@ -156,7 +156,12 @@ class ComfyServer:
         on_progress: called with (node id, steps done, steps in all), in a thread of its own; limit: seconds until
         the graph is stopped. Raises ComfyRunError for a graph that is refused, fails, is interrupted or too slow.
         """
-        return asyncio.run(self._run(graph, on_progress, limit))
+        import aiohttp
+
+        try:
+            return asyncio.run(self._run(graph, on_progress, limit))
+        except aiohttp.ClientError as error:
+            raise ComfyServerError(f"ComfyUI does not answer: {error}\n{self._log_tail()}") from error
 
     async def _run(self, graph: dict, on_progress: Progress | None, limit: float | None) -> dict:
         import aiohttp
@@ -315,7 +320,9 @@ def missing_modules(python: Path, modules: Sequence[str] = COMFYUI_MODULES) -> l
 def _link_folder(link: Path, target: Path) -> None:
     if os.name == "nt":
         # A junction, unlike a symbolic link, needs no special right on Windows.
-        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, capture_output=True)
+        made = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise ComfyServerError(f"Windows could not link {target} into ComfyUI: {made.stderr.strip()}")
     else:
         link.symlink_to(target, target_is_directory=True)
 

@@ -40,7 +40,7 @@ def main() -> int:
     pack.load_pack()
     try:
         run(options)
-    except (ValueError, OSError, comfyui_server.ComfyServerError, comfyui_server.ComfyRunError) as error:
+    except (ValueError, OSError, ImportError, comfyui_server.ComfyServerError, comfyui_server.ComfyRunError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
     return 0
@@ -84,7 +84,8 @@ def choose_host(asked: str) -> tuple[Path, Path] | None:
     """(ComfyUI folder, its Python), or None for our own pipeline; says why when a ComfyUI cannot be used."""
     if asked == "pipeline":
         return None
-    folder = comfyui_server.find_comfyui(pack.ROOT)
+    # Not resolved: a checkout may be linked into custom_nodes.
+    folder = comfyui_server.find_comfyui(Path(__file__).absolute().parent.parent)
     if folder is None:
         reason = "No ComfyUI found (COMFYUI_DIR, the folder above custom_nodes, ~/ComfyUI)."
     else:

@@ -92,7 +92,7 @@ def check_mask(mask: torch.Tensor, size: tuple[int, int], batch: int, name: str 
         mask = mask[None]
     if mask.ndim == 3:
         mask = mask[:, None]
-    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[0] == 0:
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.numel() == 0:
         raise ValueError(f"{name} has the shape {tuple(mask.shape)}: expected a batch of masks.")
     mask = _check_values(mask.float(), name)
     return match_batch(match_size(mask, size, name, "image"), batch, name)

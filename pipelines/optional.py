@@ -9,7 +9,12 @@ def need(module: str, package: str) -> ModuleType:
     """Import ``module``; where that fails, raise ``ImportError`` with the line that installs ``package``."""
     try:
         return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{package} is needed here and not installed ({error}): run {sys.executable} -m pip install {package}"
+        ) from error
     except ImportError as error:
         raise ImportError(
-            f"{package} is needed here and cannot be imported ({error}): run {sys.executable} -m pip install {package}"
+            f"{package} is installed but cannot be loaded ({error}). If a system library is missing on Debian or "
+            "Ubuntu: sudo apt install libgl1 libglib2.0-0"
         ) from error

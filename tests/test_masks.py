@@ -79,6 +79,7 @@ def test_batches_and_extremes():
     assert torch.equal(many[0], upsample_mask(low[:1], guide)[0])
     assert many[1].max() < 1e-6
     assert many[2].min() > 0.999
+    assert upsample_mask(low[:2].repeat(2, 1, 1), guide.repeat(2, 1, 1, 1)).shape == (4, 1, 64, 64)
     assert upsample_mask(low[:1], guide.repeat(2, 1, 1, 1)).shape == (2, 1, 64, 64)
 
 
@@ -89,6 +90,7 @@ def test_batches_and_extremes():
         (torch.ones(1, 80, 80), torch.ones(1, 3, 64, 64), {}, "mask is 80x80, larger than the guide image 64x64"),
         (torch.ones(3, 16, 16), torch.ones(2, 3, 64, 64), {}, "guide image is a batch of 2"),
         (torch.ones(1, 3, 16, 16), torch.ones(1, 3, 64, 64), {}, r"mask has the shape \(1, 3, 16, 16\)"),
+        (torch.ones(1, 0, 16), torch.ones(1, 3, 64, 64), {}, r"mask has the shape \(1, 1, 0, 16\)"),
         (torch.full((1, 16, 16), 2.0), torch.ones(1, 3, 64, 64), {}, "mask has values from 2 to 2"),
         (torch.ones(1, 16, 16), torch.ones(1, 3, 64, 64), {"radius": 0}, "radius is 0"),
         (torch.ones(1, 16, 16), torch.ones(1, 3, 64, 64), {"block": 4}, "block is 4: use an odd number"),

@@ -167,6 +167,18 @@ def test_a_callback_counts_iterations_and_may_stop(size):
         preserve_structure(edited, source, None, FAST, stop)
 
 
+@pytest.mark.parametrize("threads", [3, 7, 16])
+def test_the_number_of_threads_does_not_change_the_result(threads):
+    before = torch.get_num_threads()
+    edited, source = random_pair(1, 150, 140)
+    expected = preserve_structure(edited, source, soft_mask(1, 150, 140), FAST)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(preserve_structure(edited, source, soft_mask(1, 150, 140), FAST), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_works_inside_inference_mode():
     with torch.inference_mode():
         edited, source = random_pair(1, 40, 40)
@@ -192,6 +204,8 @@ IMAGE = torch.full((1, 3, 20, 20), 0.5)
         (IMAGE, IMAGE, torch.ones(1, 20, 30), {}, r"mask is 30x20, image is 20x20: resize or crop the mask"),
         (IMAGE, IMAGE, torch.ones(2, 20, 20), {}, r"mask is a batch of 2, which does not fit a batch of 1"),
         (IMAGE, IMAGE, torch.full((1, 20, 20), torch.inf), {}, r"mask has 400 values that are NaN or infinite"),
+        (IMAGE, IMAGE, torch.ones(1, 0, 20), {}, r"mask has the shape \(1, 1, 0, 20\)"),
+        (IMAGE, IMAGE, None, {"radius": 2.5}, r"radius is 2.5: it must be a whole number"),
         (IMAGE, IMAGE, None, {"iterations": 0}, r"iterations is 0: it must be at least 1"),
         (IMAGE, IMAGE, None, {"structure_weight": -1.0}, r"structure_weight is -1.0: it must be at least 0"),
         (IMAGE, IMAGE, None, {"color_weight": float("nan")}, r"color_weight is nan"),

@@ -13,7 +13,7 @@ import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...pipelines.images import check_mask, match_batch, same_aspect
+from ...pipelines.images import check_mask, match_batch, match_size, same_aspect
 from ...pipelines.spl.guidance import StructureGuidance
 from ...pipelines.spl.settings import StructureSettings
 from ..convert import compute_device, interrupt_check, to_pipeline
@@ -37,14 +37,19 @@ class _Latents:
         self.vae, self.model = vae, model
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        images = self.vae.decode(self.model.process_latent_out(latent))
-        if images.ndim == 5:
-            images = images.flatten(0, 1)
-        return to_pipeline(images).float().to(compute_device(latent.device))
+        return _decoded(self.vae, self.model.process_latent_out(latent)).to(compute_device(latent.device))
 
     def encode(self, images: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         latent = encode_images(self.vae, images.movedim(1, -1), like.ndim, like.shape[0])
         return self.model.process_latent_in(latent.to(like))
+
+
+def _decoded(vae, latent: torch.Tensor) -> torch.Tensor:
+    """Pictures of a latent, the frames of clips one after the other, float32 ``[N, 3, H, W]``."""
+    images = vae.decode(latent)
+    if images.ndim == 5:
+        images = images.flatten(0, 1)
+    return to_pipeline(images).float()
 
 
 def encode_images(vae, images: torch.Tensor, dimensions: int, batch: int) -> torch.Tensor:
@@ -77,44 +82,53 @@ class StructureGuidanceHook:
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, _Prediction(self, key))
         return patched
 
-    def begin(self, latent: torch.Tensor, sigmas: torch.Tensor) -> StructureGuidance:
-        """Prepare a run on ``latent`` (any shape ComfyUI samples); everything that cannot work fails here, early."""
+    def begin(self, latent: torch.Tensor, sigmas: torch.Tensor) -> StructureGuidance | None:
+        """Prepare a run on ``latent`` (any shape ComfyUI samples); what cannot work fails here, before the first step.
+
+        None if there is nothing to guide: no step, or noise levels that rise (unsampling).
+        """
+        if len(sigmas) < 2 or sigmas[0] < sigmas[-1]:
+            return None
         if latent.ndim not in (4, 5):
             raise ValueError(f"the latent has the shape {tuple(latent.shape)}: use an image or video latent.")
-        frames = 1 if latent.ndim == 4 else latent.shape[2]
-        encoded = encode_images(self.vae, self.source, latent.ndim, self.source.shape[0] if frames == 1 else 1)
-        self._check_latent(encoded, latent)
-        reference = self.vae.decode(encoded)
-        if reference.ndim == 5:
-            reference = reference.flatten(0, 1)
-        reference = to_pipeline(reference).float().clamp(0, 1)
-        if frames == 1:
-            reference = match_batch(reference, latent.shape[0], "source image")
-        return StructureGuidance(reference, sigmas.tolist(), self.settings, self.start, self._cropped_mask(reference))
-
-    def _check_latent(self, encoded: torch.Tensor, latent: torch.Tensor) -> None:
+        source, mask = self._at_sampled_size(latent)
+        clip = latent.ndim == 5 and latent.shape[2] > 1
+        if not clip:
+            match_batch(source, latent.shape[0], "source image")
+        if mask is not None:
+            mask = check_mask(mask, tuple(source.shape[1:3]), mask.shape[0] if clip else latent.shape[0])
+        encoded = encode_images(self.vae, source, latent.ndim, 1 if clip else source.shape[0])
         if encoded.shape[1] != latent.shape[1]:
             raise ValueError(
                 f"the VAE makes latents of {encoded.shape[1]} channels, the model samples {latent.shape[1]}: "
                 "connect the VAE that belongs to this model."
             )
-        have, want = tuple(encoded.shape[-2:]), tuple(latent.shape[-2:])
-        if have != want and not same_aspect(have, want):
-            height, width = self.source.shape[1:3]
-            pixels = f"{width * want[1] // have[1]}x{height * want[0] // have[0]}"
-            raise ValueError(
-                f"the source image is {width}x{height}, the picture being sampled is {pixels}: crop the source, or "
-                "sample a latent made from it (VAE Encode)."
-            )
+        reference = _decoded(self.vae, encoded).clamp(0, 1)
+        if reference.shape[1] != 3:
+            raise ValueError(f"the VAE makes pictures of {reference.shape[1]} channels: connect one for RGB pictures.")
+        return StructureGuidance(reference, sigmas.tolist(), self.settings, self.start, mask)
 
-    def _cropped_mask(self, reference: torch.Tensor) -> torch.Tensor | None:
-        """The mask, cropped as the VAE crops the source when its sides are no multiples of the latent's cells."""
-        if self.mask is None:
-            return None
-        mask = self.mask.float()
-        if mask.shape[-2:] == self.source.shape[1:3]:
+    def _at_sampled_size(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Source, at the sampled picture's size, and mask, both cropped to whole latent cells as the VAE does it."""
+        cell = self.vae.spacial_compression_encode()
+        want = tuple(side * cell for side in latent.shape[-2:])
+        source = self.vae.vae_encode_crop_pixels(self.source)
+        have = tuple(source.shape[1:3])
+        if not same_aspect(have, want):
+            height, width = self.source.shape[1:3]
+            raise ValueError(
+                f"the source image is {width}x{height}, the picture being sampled is {want[1]}x{want[0]}: crop the "
+                "source, or sample a latent made from it (VAE Encode)."
+            )
+        if min(want) < self.settings.window:
+            raise ValueError(
+                f"the picture being sampled is {want[1]}x{want[0]}, smaller than the window of {self.settings.window}: "
+                "use a larger latent or a smaller radius."
+            )
+        mask = None if self.mask is None else self.mask.float()
+        if mask is not None and mask.shape[-2:] == self.source.shape[1:3]:
             mask = self.vae.vae_encode_crop_pixels(mask[..., None].expand(-1, -1, -1, 3))[..., 0]
-        return check_mask(mask, tuple(reference.shape[-2:]), reference.shape[0])
+        return match_size(to_pipeline(source), want, "source image", "sampled picture").movedim(1, -1), mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +144,9 @@ class _Sampling:
             with _named_errors():
                 options[self.key] = guidance = self.hook.begin(noise, sigmas)
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            if not guidance.refinements:
+            if guidance is None:
+                logging.warning("Structure Guidance did nothing: this run has no step, or its noise levels rise.")
+            elif not guidance.refinements:
                 # dpm_fast and dpm_adaptive choose their own noise levels and may end before the last step of few.
                 logging.warning(
                     "Structure Guidance changed nothing: this sampler made no prediction after %.0f%% of the steps. "
@@ -153,14 +169,16 @@ class _Prediction:
         x0 = executor(x, timestep, model_options, seed)
         guidance = model_options["transformer_options"][self.key]
         sigma = float(timestep.flatten()[0])
-        if not guidance.wants(sigma):
+        if guidance is None or not guidance.wants(sigma):
             return x0
-        latents = _Latents(self.hook.vae, executor.class_obj.inner_model)
+        model = executor.class_obj.inner_model
+        latents = _Latents(self.hook.vae, model)
         # Using the VAE marks the models of this run as unused, so that they could be unloaded mid-sampling.
         in_use = comfy.model_management.loaded_models(only_currently_used=True)
         with _named_errors():
             refined = guidance.refine(
                 x0, sigma, latents.decode, lambda images: latents.encode(images, x0), interrupt_check
             )
-        comfy.model_management.load_models_gpu(in_use)
+        needed = model.memory_required([2 * x.shape[0], *x.shape[1:]])
+        comfy.model_management.load_models_gpu(in_use, memory_required=needed)
         return refined

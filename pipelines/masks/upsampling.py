@@ -58,7 +58,7 @@ def upsample_mask(mask: torch.Tensor, guide: torch.Tensor, settings: MaskUpsampl
     """
     settings = settings or MaskUpsampling()
     guide = check_image(guide, "guide image")
-    mask = _check_coarse(mask, guide)
+    mask, guide = _check_coarse(mask, guide)
     grey = guide.mean(dim=1, keepdim=True)
     for index, size in enumerate(_scales(tuple(mask.shape[-2:]), tuple(grey.shape[-2:]))):
         radius = settings.radius + index * settings.radius_step
@@ -68,7 +68,7 @@ def upsample_mask(mask: torch.Tensor, guide: torch.Tensor, settings: MaskUpsampl
     return mask
 
 
-def _check_coarse(mask: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+def _check_coarse(mask: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     size = tuple(mask.shape[-2:])
     mask = check_mask(mask, size, mask.shape[0] if mask.ndim > 2 else 1)
     if mask.shape[-2] > guide.shape[-2] or mask.shape[-1] > guide.shape[-1]:
@@ -84,8 +84,7 @@ def _check_coarse(mask: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
             "stretched. Crop the guide image or resize the mask to the same shape."
         )
     batch = max(mask.shape[0], guide.shape[0])
-    match_batch(guide, batch, "guide image")
-    return match_batch(mask, batch, "mask")
+    return match_batch(mask, batch, "mask").to(guide.device), match_batch(guide, batch, "guide image")
 
 
 def _scales(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:

@@ -7,12 +7,13 @@ every prediction; what belongs to which step is told from the noise level alone.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn.functional import adaptive_max_pool2d
 
-from ..images import check_mask, match_size
-from .optimise import preserve_structure
+from ..images import match_batch, match_size
+from .optimise import prepare_mask, preserve_structure
 from .settings import StructureSettings
 
 # Samplers that convert noise levels to time and back return them with rounding; steps are much further apart.
@@ -43,10 +44,10 @@ def first_refined_step(steps: int, start: float) -> int:
 class StructureGuidance:
     """Structure preservation for one sampling run.
 
-    reference: ``[B, 3, H, W]`` in 0..1, the VAE round trip of the source (paper; the source itself would make the
-        descent fight the VAE's own losses).
+    reference: ``[N, 3, H, W]`` in 0..1, the VAE round trip of the source (paper; the source itself would make the
+        descent fight the VAE's own losses): one picture for all, or as many as are sampled, or the frames of one clip.
     sigmas: the schedule of this run, T+1 falling noise levels.
-    mask: region to keep, ``[B, H, W]``, or None for all of it.
+    mask: region to keep, ``[N, H, W]``, or None for all of it.
     refinements: how many were made so far; 0 after a run means that the sampler never came near the guided steps.
     """
 
@@ -87,25 +88,40 @@ class StructureGuidance:
         if step < self.first_step:
             return x0
         if step != self._last_step or step == len(self.sigmas) - 2:
-            image = decode(x0).clamp(0, 1)
-            # Once a run: a source at another scale than the picture is brought to its size.
-            self.reference = match_size(self.reference, tuple(image.shape[-2:]), "source image", "sampled picture")
-            image = preserve_structure(image, self.reference, self.mask, self.settings, on_iteration)
-            self._correction = (encode(image).to(x0) - x0) * self._region(x0)
+            image = _finite(decode(x0), "decoding").clamp(0, 1)
+            self._fit_to(image)
+            refined = preserve_structure(image, self.reference, self.mask, self.settings, on_iteration)
+            self._correction = (_finite(encode(refined), "encoding").to(x0) - x0) * self._region(x0)
             self._last_step = step
             self.refinements += 1
         return x0 + self._correction
 
+    def _fit_to(self, image: torch.Tensor) -> None:
+        """Bring reference and mask to the size and number of the sampled pictures; done by the first refinement."""
+        count, size = image.shape[0], tuple(image.shape[-2:])
+        reference = match_size(self.reference, size, "source image", "sampled picture")
+        self.reference = match_batch(reference, count, "source image")
+        if self.mask is not None:
+            self.mask = prepare_mask(self.mask, size, count, self.settings.mask_dilation)
+            self.settings = replace(self.settings, mask_dilation=0)
+
     def _region(self, x0: torch.Tensor) -> torch.Tensor | float:
-        """Latent cells the mask touches, 0 or 1 to multiply ``x0`` with: elsewhere the edit stays as it was sampled.
+        """Latent cells the mask touches, 0 or 1 to multiply the correction of ``x0`` with.
 
         Ours: the authors encode the whole picture again, which also sends the free part through the VAE.
         """
         if self.mask is None:
             return 1.0
-        mask = check_mask(self.mask, tuple(self.reference.shape[-2:]), self.reference.shape[0])
-        cells = (adaptive_max_pool2d(mask, tuple(x0.shape[-2:])) > 0).to(x0)
-        # A clip of frames shares its latents: a cell counts if any of its frames is to be kept.
-        batch = min(cells.shape[0], x0.shape[0])
-        cells = cells.reshape(batch, -1, *x0.shape[-2:]).amax(dim=1)
-        return cells.reshape(batch, *[1] * (x0.ndim - 3), *x0.shape[-2:])
+        cells = (adaptive_max_pool2d(self.mask, tuple(x0.shape[-2:])) > 0).to(x0)
+        # The frames of a clip share its latents: a cell counts if any of the frames is to be kept there.
+        cells = cells.reshape(x0.shape[0], -1, *x0.shape[-2:]).amax(dim=1)
+        return cells.reshape(x0.shape[0], *[1] * (x0.ndim - 3), *x0.shape[-2:])
+
+
+def _finite(values: torch.Tensor, action: str) -> torch.Tensor:
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"the VAE returned NaN or infinite values while {action}: run it in float32 (ComfyUI: --fp32-vae), or use "
+            "a VAE made for half precision."
+        )
+    return values

@@ -15,6 +15,7 @@ from .structure import intensity_change
 _DIVERGED = 100.0
 
 
+@torch.no_grad()
 def preserve_structure(
     edited: torch.Tensor,
     source: torch.Tensor,
@@ -37,7 +38,7 @@ def preserve_structure(
         mask = prepare_mask(mask, tuple(edited.shape[-2:]), edited.shape[0], settings.mask_dilation).to(edited.device)
     result = edited
     if settings.structure_weight > 0:
-        counter = _Counter(on_iteration, settings.iterations * (edited.shape[0] if edited.device.type == "cpu" else 1))
+        counter = _Counter(on_iteration, settings.iterations * edited.shape[0])
         result = result + intensity_change(intensity(edited), intensity(source), mask, settings, counter)
     if settings.color_weight > 0:
         result = result + color_change(edited, source, mask, settings)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 
-from ..images import check_image
+from ..images import check_image, check_mask
 from .guidance import StructureGuidance
 from .optimise import preserve_structure
 from .settings import StructureSettings
@@ -17,8 +17,6 @@ class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
     The same two uses of the image-space optimiser as the ComfyUI nodes: the late steps of sampling are pulled towards
     the VAE round trip of the source, the finished picture towards the source itself.
     """
-
-    model_cpu_offload_seq = "text_encoder->unet->vae"
 
     def __init__(self, vae: AutoencoderKL, text_encoder, tokenizer, unet: UNet2DConditionModel,
                  scheduler: EulerDiscreteScheduler):  # fmt: skip
@@ -46,14 +44,18 @@ class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> torch.Tensor:
-        """Edit ``image`` ``[B, 3, H, W]`` in 0..1 towards ``prompt``; returns the edit, same shape and range.
+        """Edit ``image`` ``[B, 3, H, W]`` in 0..1 towards ``prompt``.
 
         ``settings`` None samples without guidance. ``strength`` in 0..1 is the fraction of the schedule that is run;
         ``start`` the fraction of those steps after which the guidance begins. ``on_step(done, total)`` may raise.
+        Returns ``[B, 3, h, w]`` in 0..1, where h and w are H and W rounded down to multiples of ``vae_cell``: image and
+        mask are cropped around their centre, as ComfyUI's VAE Encode does it.
         """
-        image = check_image(image, "image", settings.window if settings else 1).to(self.device)
-        height, width = (side - side % self.vae_cell for side in image.shape[-2:])
-        source = image[..., :height, :width]
+        window = settings.window if settings else 1
+        source = check_image(self._cropped(check_image(image, "image", self.vae_cell)), "cropped image", window)
+        source = source.to(self.unet.device)
+        if mask is not None:
+            mask = self._cropped(check_mask(mask, tuple(image.shape[-2:]), image.shape[0]))
         sigmas, timesteps = self._schedule(steps, strength)
         guidance = None
         clean = self.encode(source)
@@ -66,6 +68,12 @@ class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
         )  # fmt: skip
         result = self.decode(latent)
         return preserve_structure(result, source, mask, settings) if settings is not None and refine else result
+
+    def _cropped(self, image: torch.Tensor) -> torch.Tensor:
+        """The central part of ``[B, C, H, W]`` whose sides are multiples of the latent's cells."""
+        height, width = (side - side % self.vae_cell for side in image.shape[-2:])
+        top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+        return image[..., top : top + height, left : left + width]
 
     def sample(self, x, sigmas, timesteps, embeddings, guidance_scale, guidance=None, on_step=None) -> torch.Tensor:
         """Euler steps from noise level sigmas[0] (Karras et al. 2022, algorithm 2 without churn).
@@ -103,8 +111,8 @@ class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
         if steps < 1:
             raise ValueError(f"steps is {steps}: use at least 1.")
         total = int(steps / strength)
-        self.scheduler.set_timesteps(total, device=self.device)
-        return self.scheduler.sigmas[-steps - 1 :].to(self.device), self.scheduler.timesteps[-steps:]
+        self.scheduler.set_timesteps(total, device=self.unet.device)
+        return self.scheduler.sigmas[-steps - 1 :].to(self.unet.device), self.scheduler.timesteps[-steps:]
 
     @property
     def vae_cell(self) -> int:
@@ -130,6 +138,6 @@ class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
                 texts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True,
                 return_tensors="pt",
             )  # fmt: skip
-            return self.text_encoder(tokens.input_ids.to(self.device))[0]
+            return self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
 
         return embed(negative), embed(prompt)

@@ -33,6 +33,8 @@ class StructureSettings:
         minimum = {"iterations": 1, "radius": 1, "epsilon": 1e-8}
         for field in fields(self):
             value, least = getattr(self, field.name), minimum.get(field.name, 0)
+            if isinstance(field.default, int) and not isinstance(value, int):
+                raise ValueError(f"{field.name} is {value}: it must be a whole number.")
             if not least <= value < float("inf"):
                 raise ValueError(f"{field.name} is {value}: it must be at least {least}.")
         if self.momentum >= 1:

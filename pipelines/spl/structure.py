@@ -25,24 +25,25 @@ def intensity_change(
 ) -> torch.Tensor:
     """What K structure steps add to the intensity ``image``; all ``[B, 1, H, W]`` float32 in 0..1, on one device.
 
-    ``on_iteration()`` is called after every iteration (on a CPU: after every iteration of every image).
+    Images go one after the other, so that a long batch needs no more memory than one. ``on_iteration()`` is called
+    after every iteration of every image.
     """
-    if image.device.type != "cpu":
-        return descend_on_tensors(image, source, mask, settings, on_iteration)
+    descend = _descend_on_cpu if image.device.type == "cpu" else descend_on_tensors
+    masks = [None] * len(image) if mask is None else mask.split(1)
+    pictures = zip(image.split(1), source.split(1), masks, strict=True)
+    return torch.cat([descend(*planes, settings, on_iteration) for planes in pictures])
+
+
+def _descend_on_cpu(image, source, mask, settings: StructureSettings, on_iteration) -> torch.Tensor:
     from .structure_cpu import descend
 
-    planes = []
-    for index in range(image.shape[0]):
-        region = None if mask is None else mask[index, 0].numpy()
-        change = descend(
-            image[index, 0].numpy(), source[index, 0].numpy(), region, settings, torch.get_num_threads(), on_iteration
-        )
-        planes.append(torch.from_numpy(change))
-    return torch.stack(planes)[:, None]
+    planes = [None if plane is None else plane[0, 0].numpy() for plane in (image, source, mask)]
+    change = descend(*planes, settings, torch.get_num_threads(), on_iteration)
+    return torch.from_numpy(change)[None, None]
 
 
 def descend_on_tensors(image, source, mask, settings: StructureSettings, on_iteration=None) -> torch.Tensor:
-    """``intensity_change`` on tensors of any device, the whole batch at once."""
+    """``intensity_change`` on tensors of any device, all images at once (about 35 planes of memory an image)."""
     if mask is not None:
         image, source = mask * image, mask * source
     # Any constant may be subtracted from both images; small values keep the digits of flat areas.

@@ -229,9 +229,15 @@ def _run_together(work, threads: int, barrier: threading.Barrier) -> None:
             errors.append(error)
             barrier.abort()
 
-    helpers = [threading.Thread(target=guarded, args=(worker,), daemon=True) for worker in range(1, threads)]
-    for helper in helpers:
-        helper.start()
+    helpers = []
+    try:
+        for worker in range(1, threads):
+            helper = threading.Thread(target=guarded, args=(worker,), daemon=True)
+            helper.start()
+            helpers.append(helper)
+    except RuntimeError as error:  # the system allows no more threads
+        errors.append(error)
+        barrier.abort()
     guarded(0)
     for helper in helpers:
         helper.join()

@@ -6,8 +6,9 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from likeness.nodes.hooks.structure_guidance import StructureGuidanceHook
 from likeness.nodes.spl import StructureGuidanceNode
-from likeness.pipelines.spl import structure_loss
+from likeness.pipelines.spl import StructureSettings, structure_loss
 from tiny_models import block_vae, conditioning, tiny_flux, tiny_unet, video_vae
 
 STEPS = 5
@@ -177,9 +178,12 @@ def test_a_sampler_that_never_comes_near_the_guided_steps_is_named(unet, caplog)
     assert "Structure Guidance changed nothing" in caplog.text
 
 
-@pytest.mark.parametrize(("batch", "frames", "sources"), [(2, 1, 1), (2, 1, 2), (1, 3, 3), (1, 3, 1)])
-def test_latents_of_video_models(unet, batch, frames, sources):
+@pytest.mark.parametrize("masks", [0, 1, 3])
+@pytest.mark.parametrize(("batch", "frames", "sources"), [(2, 1, 1), (3, 1, 3), (1, 3, 3), (1, 3, 1), (2, 3, 3)])
+def test_latents_of_video_models(unet, batch, frames, sources, masks):
     """Today's image editors (Qwen-Image, Wan) sample latents with a time axis."""
+    if masks == 3 and 3 not in (batch, frames):
+        pytest.skip("a mask for each of three pictures needs three")
     model, vae = unet[0], video_vae()
     source, shape = photo(64, 64, batch=sources), (batch, 4, frames, 8, 8)
 
@@ -195,7 +199,8 @@ def test_latents_of_video_models(unet, batch, frames, sources):
         sampler = comfy.samplers.sampler_object("euler")
         return guider.sample(noise, torch.zeros(shape), sampler, sigmas, disable_pbar=True, seed=3)
 
-    plain, with_guidance = run(model), run(guided(model, vae, source))
+    mask = torch.ones(masks, 64, 64) if masks else None
+    plain, with_guidance = run(model), run(guided(model, vae, source, mask=mask))
     assert with_guidance.shape == shape
     reference = source.movedim(-1, 1)
     for index in range(batch):
@@ -217,9 +222,8 @@ def test_inpainting_keeps_its_mask(unet):
     start = vae.encode(source)
 
     def run(patched):
-        return comfy.sample.sample(
-            patched, noise, STEPS, 1.0, "euler", "normal", *conds, start, noise_mask=noise_mask, seed=3, disable_pbar=True
-        )
+        options = {"noise_mask": noise_mask, "seed": 3, "disable_pbar": True}
+        return comfy.sample.sample(patched, noise, STEPS, 1.0, "euler", "normal", *conds, start, **options)
 
     plain, with_guidance = run(model), run(guided(model, vae, source))
     assert torch.allclose(with_guidance[..., 8:], start[..., 8:], atol=1e-4)
@@ -255,7 +259,83 @@ def test_interrupt_ends_the_inner_loop_and_leaves_the_model_usable(unet):
         comfy.model_management.interrupt_current_processing(False)
     assert len(decoded) == 2
     assert torch.equal(sample(model, conds, (1, 4, 8, 8)), plain)
-    assert "likeness" not in str(patched.model_options["transformer_options"].keys())
+
+
+def test_no_state_is_left_in_the_options_of_a_run(unet):
+    model, vae, conds = unet
+    patched, seen = guided(model, vae, photo(64, 64)), []
+
+    def watch(execute, *arguments, **keywords):
+        seen.append(execute.class_obj.model_options["transformer_options"])
+        return execute(*arguments, **keywords)
+
+    def watch_step(execute, *arguments):
+        seen.append(sorted(key for key in arguments[2]["transformer_options"] if key.startswith("likeness")))
+        return execute(*arguments)
+
+    patched.add_wrapper(WrappersMP.OUTER_SAMPLE, watch)
+    patched.add_wrapper(WrappersMP.PREDICT_NOISE, watch_step)
+    sample(patched, conds, (1, 4, 8, 8))
+    options, *steps = seen
+    assert all(len(keys) == 1 for keys in steps)
+    assert not [key for key in options if key.startswith("likeness")]
+
+
+def test_dilation_moves_the_border_of_the_region_out(unet):
+    model, vae, conds = unet
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    changed = {}
+    for dilation in (0, 32):
+        patched = guided(model, vae, photo(128, 128), start=0.9, mask=mask, mask_dilation=dilation)
+        latents = [sample(m, conds, (1, 4, 16, 16)) for m in (model, patched)]
+        changed[dilation] = (latents[1] - latents[0]).abs().mean(dim=(0, 1, 2))
+    assert changed[0][:8].min() > 0
+    assert changed[0][8:].max() == 0
+    assert changed[32][:12].min() > 0
+    assert changed[32][12:].max() == 0
+
+
+def test_rising_noise_levels_are_left_alone(unet, caplog):
+    model, vae, conds = unet
+
+    def unsample(patched):
+        guider = comfy.samplers.CFGGuider(patched)
+        guider.set_conds(*conds)
+        sigmas = torch.tensor([0.03, 1.0, 5.0, 10.0])
+        start = torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        sampler = comfy.samplers.sampler_object("euler")
+        return guider.sample(torch.zeros_like(start), start, sampler, sigmas, disable_pbar=True, seed=3)
+
+    assert torch.equal(unsample(guided(model, vae, photo(64, 64), start=0.0)), unsample(model))
+    assert "Structure Guidance did nothing" in caplog.text
+
+
+def test_a_vae_that_returns_nan_is_an_error(unet):
+    model, vae, conds = unet
+    patched, encode = guided(model, vae, photo(64, 64)), vae.encode
+    calls = []
+
+    def broken(pixels):
+        calls.append(1)
+        return encode(pixels) if len(calls) == 1 else encode(pixels) * torch.nan
+
+    vae.encode = broken
+    try:
+        with pytest.raises(ValueError, match="Structure Guidance: the VAE returned NaN .* while encoding.*float32"):
+            sample(patched, conds, (1, 4, 8, 8))
+    finally:
+        vae.encode = encode
+
+
+def test_a_source_at_another_scale_is_sent_through_the_vae_at_the_sampled_size(unet):
+    model, vae, _ = unet
+    hook = StructureGuidanceHook(vae, photo(256, 256), None, StructureSettings(), 0.8)
+    reference = hook.begin(torch.zeros(1, 4, 16, 16), torch.tensor([1.0, 0.5, 0.0])).reference
+    assert reference.shape == (1, 3, 128, 128)
+    again = vae.decode(vae.encode(reference.movedim(1, -1))).movedim(-1, 1)
+    # Clamping to 0..1 between the two is all that differs.
+    assert (again - reference).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize(
@@ -265,6 +345,8 @@ def test_interrupt_ends_the_inner_loop_and_leaves_the_model_usable(unet):
         (photo(64, 64, batch=3), {}, 4, "source image is a batch of 3, which does not fit a batch of 2"),
         (photo(64, 64), {}, 16, "VAE makes latents of 16 channels, the model samples 4"),
         (photo(64, 64), {"mask": torch.ones(1, 64, 128)}, 4, "mask is 128x64, image is 64x64"),
+        (photo(64, 64), {"mask": torch.ones(3, 64, 64)}, 4, "mask is a batch of 3, which does not fit a batch of 2"),
+        (photo(256, 256), {"radius": 64}, 4, "picture being sampled is 64x64, smaller than the window of 129"),
     ],
 )
 def test_what_cannot_work_fails_before_the_first_step(unet, source, options, channels, message):
