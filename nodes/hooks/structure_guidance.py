@@ -167,7 +167,7 @@ class _Prediction:
 
     def __call__(self, executor, x, timestep, model_options=None, seed=None):
         x0 = executor(x, timestep, model_options, seed)
-        guidance = model_options["transformer_options"][self.key]
+        guidance = model_options["transformer_options"].get(self.key)
         sigma = float(timestep.flatten()[0])
         if guidance is None or not guidance.wants(sigma):
             return x0
