@@ -12,6 +12,7 @@ additions and multiplications, so it is bound by memory and by the serial runnin
 """
 
 import threading
+from functools import partial
 
 import numpy as np
 
@@ -43,12 +44,13 @@ class _Bands:
         self.core = -(-height // self.bands)
         self.rows = self.core + 2 * halo
 
-    def pack(self, plane: np.ndarray) -> np.ndarray:
+    def pack(self, plane: np.ndarray, out: np.ndarray) -> np.ndarray:
         cv2 = need("cv2", "opencv-python")
         padded = np.zeros((self.core * self.bands + 2 * self.halo, self.width), np.float32)
         padded[self.halo : self.halo + self.height] = plane
         bands = [padded[i * self.core : i * self.core + self.rows] for i in range(self.bands)]
-        return cv2.merge(bands).reshape(self.rows, -1)
+        cv2.merge(bands, self.interleaved(out))
+        return out
 
     def unpack(self, packed: np.ndarray) -> np.ndarray:
         core = self.interleaved(packed)[self.halo : self.halo + self.core]
@@ -86,18 +88,24 @@ class _Descent:
 
         Outside the image they are zero, but for ``floor`` (N epsilon), which is divided by.
         """
-        pack = self.layout.pack
+        # One block for all planes: the system hands it out in large pages, which are far cheaper to touch first.
+        shape = self.layout.rows, self.layout.width * self.layout.bands
+        planes = iter(np.empty((10 if mask is None else 12, *shape), np.float32))
+
+        def pack(plane):
+            return self.layout.pack(plane, next(planes))
+
         if mask is not None:
             image, source = mask * image, mask * source
         # Any constant may be subtracted from both images; small values keep the digits of flat areas.
         center = source.mean()
         source = source - center
         inverse_count = 1 / np.multiply.outer(*(_window_length(side, self.radius) for side in source.shape))
-        mean = self._window_sum(source) * inverse_count
-        variance = self._window_sum(source * source) * inverse_count - mean * mean
+        mean = self._window_sum(source)() * inverse_count
+        variance = self._window_sum(source * source)() * inverse_count - mean * mean
 
-        self.start = pack(image - center)
-        self.plane = self.start.copy()
+        self.start = image - center
+        self.plane = pack(self.start)
         self.source = pack(source)
         self.minus_mean = pack(-mean)
         self.gain = pack(inverse_count / (variance + np.float32(self.settings.epsilon)))
@@ -105,69 +113,91 @@ class _Descent:
         self.floor[self.floor == 0] = 1
         self.minus_inverse_count = pack(-inverse_count)
         self.mask = None if mask is None else pack(mask)
-        self.velocity = np.zeros_like(self.plane)
-        self.total = None if mask is None else np.zeros_like(self.plane)
-        self.coefficients = [np.zeros_like(self.plane) for _ in range(3)]
+        self.velocity, *self.coefficients = (next(planes) for _ in range(4))
+        self.velocity.fill(0)
+        self.total = None if mask is None else next(planes)
+        if mask is not None:
+            self.total.fill(0)
 
     def _window_sum(self, plane, out=None):
+        """A function that puts the window sums of ``plane`` into ``out`` and returns them."""
         cv2 = need("cv2", "opencv-python")
-        side = self.settings.window
-        return cv2.boxFilter(plane, -1, (side, side), dst=out, normalize=False, borderType=cv2.BORDER_CONSTANT)
+        size = (self.settings.window, self.settings.window)
+        return partial(cv2.boxFilter, plane, -1, size, dst=out, normalize=False, borderType=cv2.BORDER_CONSTANT)
 
     def _band_sum(self, packed, out):
-        view = self.layout.interleaved
-        self._window_sum(view(packed), out=view(out))
+        return self._window_sum(self.layout.interleaved(packed), self.layout.interleaved(out))
 
-    def _fit(self, top: int, bottom: int, scratch) -> None:
-        """Coefficient planes of rows top..bottom: -(a + a') / N, -(b - a'b') / N and (1 + a'^2) / N."""
+    def _fit(self, top: int, bottom: int, scratch):
+        """A function that computes the coefficient planes of rows top..bottom:
+
+        -(a + a') / N, -(b - a'b') / N and (1 + a'^2) / N. All views are made once: between two operations a thread
+        holds the interpreter lock, so every line of Python there keeps the other threads waiting.
+        """
         cv2 = need("cv2", "opencv-python")
         outer, inner = slice(top - self.radius, bottom + self.radius), slice(self.radius, self.radius + bottom - top)
         rows = slice(top, bottom)
         product, *sums = (buffer[: outer.stop - outer.start] for buffer in scratch)
-        plane = self.plane[outer]
-        # Each product is summed at once, while it is in the cache.
-        self._band_sum(np.multiply(plane, self.source[outer], out=product), out=sums[1])
-        self._band_sum(np.multiply(plane, plane, out=product), out=sums[2])
-        self._band_sum(plane, out=sums[0])
-
+        plane, source = self.plane[outer], self.source[outer]
+        sum_plane = self._band_sum(plane, sums[0])
+        sum_product, sum_square = (self._band_sum(product, out) for out in sums[1:])
         # Sums over windows, so N times the moments: the factors N cancel in a and a'.
         total, covariance, variance = (values[inner] for values in sums)
+        minus_mean_plane = product[inner]
         minus_inverse_count, minus_mean = self.minus_inverse_count[rows], self.minus_mean[rows]
-        minus_mean_plane = np.multiply(total, minus_inverse_count, out=product[inner])
-        cv2.accumulateProduct(minus_mean, total, covariance)
-        cv2.accumulateProduct(minus_mean_plane, total, variance)
-        variance += self.floor[rows]
-        back = np.divide(covariance, variance, out=variance)
-
+        floor, gain = self.floor[rows], self.gain[rows]
         minus_slopes, minus_offsets, weights = (values[rows] for values in self.coefficients)
-        np.multiply(back, back, out=weights)
-        np.subtract(-1, weights, out=weights)
-        weights *= minus_inverse_count
-        cv2.accumulateProduct(covariance, self.gain[rows], back)
-        np.multiply(back, minus_inverse_count, out=minus_slopes)
-        np.multiply(minus_mean_plane, weights, out=minus_offsets)
-        cv2.accumulateProduct(minus_slopes, minus_mean, minus_offsets)
 
-    def _step(self, top: int, bottom: int, scratch) -> None:
-        """Momentum step of rows top..bottom along P (U + C) - S A - B."""
+        def fit() -> None:
+            # Each product is summed at once, while it is in the cache.
+            np.multiply(plane, source, out=product)
+            sum_product()
+            np.multiply(plane, plane, out=product)
+            sum_square()
+            sum_plane()
+            np.multiply(total, minus_inverse_count, out=minus_mean_plane)
+            cv2.accumulateProduct(minus_mean, total, covariance)
+            cv2.accumulateProduct(minus_mean_plane, total, variance)
+            np.add(variance, floor, out=variance)
+            back = np.divide(covariance, variance, out=variance)
+            np.multiply(back, back, out=weights)
+            np.subtract(-1, weights, out=weights)
+            np.multiply(weights, minus_inverse_count, out=weights)
+            slopes = cv2.accumulateProduct(covariance, gain, back)
+            np.multiply(slopes, minus_inverse_count, out=minus_slopes)
+            np.multiply(minus_mean_plane, weights, out=minus_offsets)
+            cv2.accumulateProduct(minus_slopes, minus_mean, minus_offsets)
+
+        return fit
+
+    def _step(self, top: int, bottom: int, scratch):
+        """A function that makes the momentum step of rows top..bottom along P (U + C) - S A - B."""
         cv2 = need("cv2", "opencv-python")
         outer, inner = slice(top - self.radius, bottom + self.radius), slice(self.radius, self.radius + bottom - top)
         rows = slice(top, bottom)
         sums = [buffer[: outer.stop - outer.start] for buffer in scratch[:3]]
-        for values, out in zip(self.coefficients, sums, strict=True):
-            self._band_sum(values[outer], out)
+        window_sums = [self._band_sum(c[outer], out) for c, out in zip(self.coefficients, sums, strict=True)]
         minus_a, gradient, weight = (values[inner] for values in sums)
-        velocity, plane = self.velocity[rows], self.plane[rows]
-        cv2.accumulateProduct(weight, plane, gradient)
-        cv2.accumulateProduct(minus_a, self.source[rows], gradient)
-        if self.mask is None:
-            cv2.scaleAdd(velocity, self.settings.momentum, gradient, dst=velocity)
-            cv2.scaleAdd(velocity, -self.scale, plane, dst=plane)
-        else:
-            gradient *= self.mask[rows]
-            cv2.scaleAdd(velocity, self.settings.momentum, gradient, dst=velocity)
-            self.total[rows] += velocity
-            cv2.scaleAdd(np.multiply(velocity, self.mask[rows], out=weight), -self.scale, plane, dst=plane)
+        velocity, plane, source = self.velocity[rows], self.plane[rows], self.source[rows]
+        mask, total = (None, None) if self.mask is None else (self.mask[rows], self.total[rows])
+        momentum, scale = self.settings.momentum, self.scale
+
+        def step() -> None:
+            for window_sum in window_sums:
+                window_sum()
+            cv2.accumulateProduct(weight, plane, gradient)
+            cv2.accumulateProduct(minus_a, source, gradient)
+            if mask is None:
+                cv2.scaleAdd(velocity, momentum, gradient, dst=velocity)
+                cv2.scaleAdd(velocity, -scale, plane, dst=plane)
+            else:
+                np.multiply(gradient, mask, out=gradient)
+                cv2.scaleAdd(velocity, momentum, gradient, dst=velocity)
+                np.add(total, velocity, out=total)
+                cv2.scaleAdd(np.multiply(velocity, mask, out=weight), -scale, plane, dst=plane)
+            self.layout.share_rows(self.plane, top, bottom)
+
+        return step
 
     def run(self, on_iteration) -> np.ndarray:
         rows, radius = self.layout.rows, self.radius
@@ -177,14 +207,15 @@ class _Descent:
         barrier = threading.Barrier(self.threads)
 
         def iterate(worker: int) -> None:
-            scratch = [np.zeros((height, self.plane.shape[1]), np.float32) for _ in range(4)]
+            scratch = np.empty((4, height, self.plane.shape[1]), np.float32)
+            fits = [self._fit(*tile, scratch) for tile in fit[worker]]
+            steps = [self._step(*tile, scratch) for tile in step[worker]]
             for _ in range(self.settings.iterations):
-                for tile in fit[worker]:
-                    self._fit(*tile, scratch)
+                for compute in fits:
+                    compute()
                 barrier.wait()
-                for tile in step[worker]:
-                    self._step(*tile, scratch)
-                    self.layout.share_rows(self.plane, *tile)
+                for compute in steps:
+                    compute()
                 if worker == 0 and on_iteration is not None:
                     on_iteration()
                 barrier.wait()
@@ -196,7 +227,7 @@ class _Descent:
 
         _run_together(work, self.threads, barrier)
         if self.mask is None:
-            return self.layout.unpack(self.plane - self.start)
+            return self.layout.unpack(self.plane) - self.start
         return self.layout.unpack(-self.scale * self.total)
 
 
