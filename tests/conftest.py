@@ -1,9 +1,5 @@
 """Makes ``import likeness.pipelines...`` work in tests, the way the scripts do."""
 
-import importlib.util
-from pathlib import Path
+from comfyui_environment import load_script
 
-spec = importlib.util.spec_from_file_location("pack", Path(__file__).resolve().parents[1] / "nodes" / "pack.py")
-pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
-pack.load_pack()
+load_script("pack").load_pack()

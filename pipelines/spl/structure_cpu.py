@@ -15,7 +15,9 @@ import threading
 from functools import partial
 
 import numpy as np
+import torch
 
+from ..filters import window_count
 from ..optional import need
 from .settings import REFERENCE_PIXELS, StructureSettings
 
@@ -100,7 +102,7 @@ class _Descent:
         # Any constant may be subtracted from both images; small values keep the digits of flat areas.
         center = source.mean()
         source = source - center
-        inverse_count = 1 / np.multiply.outer(*(_window_length(side, self.radius) for side in source.shape))
+        inverse_count = 1 / window_count(source.shape, self.radius, torch.zeros(()))[0, 0].numpy()
         mean = self._window_sum(source)() * inverse_count
         variance = self._window_sum(source * source)() * inverse_count - mean * mean
 
@@ -128,6 +130,11 @@ class _Descent:
     def _band_sum(self, packed, out):
         return self._window_sum(self.layout.interleaved(packed), self.layout.interleaved(out))
 
+    def _slices(self, top: int, bottom: int) -> tuple[slice, slice, slice]:
+        """Rows of a tile, the rows its windows reach, and the tile's rows within those."""
+        radius = self.radius
+        return slice(top, bottom), slice(top - radius, bottom + radius), slice(radius, radius + bottom - top)
+
     def _fit(self, top: int, bottom: int, scratch):
         """A function that computes the coefficient planes of rows top..bottom:
 
@@ -135,8 +142,7 @@ class _Descent:
         holds the interpreter lock, so every line of Python there keeps the other threads waiting.
         """
         cv2 = need("cv2", "opencv-python")
-        outer, inner = slice(top - self.radius, bottom + self.radius), slice(self.radius, self.radius + bottom - top)
-        rows = slice(top, bottom)
+        rows, outer, inner = self._slices(top, bottom)
         product, *sums = (buffer[: outer.stop - outer.start] for buffer in scratch)
         plane, source = self.plane[outer], self.source[outer]
         sum_plane = self._band_sum(plane, sums[0])
@@ -173,8 +179,7 @@ class _Descent:
     def _step(self, top: int, bottom: int, scratch):
         """A function that makes the momentum step of rows top..bottom along P (U + C) - S A - B."""
         cv2 = need("cv2", "opencv-python")
-        outer, inner = slice(top - self.radius, bottom + self.radius), slice(self.radius, self.radius + bottom - top)
-        rows = slice(top, bottom)
+        rows, outer, inner = self._slices(top, bottom)
         sums = [buffer[: outer.stop - outer.start] for buffer in scratch[:3]]
         window_sums = [self._band_sum(c[outer], out) for c, out in zip(self.coefficients, sums, strict=True)]
         minus_a, gradient, weight = (values[inner] for values in sums)
@@ -229,12 +234,6 @@ class _Descent:
         if self.mask is None:
             return self.layout.unpack(self.plane) - self.start
         return self.layout.unpack(-self.scale * self.total)
-
-
-def _window_length(length: int, radius: int) -> np.ndarray:
-    """Number of pixels in the truncated one-dimensional window around every position, float32 ``[length]``."""
-    position = np.arange(length)
-    return (np.minimum(position + radius, length - 1) - np.maximum(position - radius, 0) + 1).astype(np.float32)
 
 
 def _tiles(first: int, last: int, threads: int) -> list[list[tuple[int, int]]]:

@@ -1,23 +1,16 @@
 """One real ComfyUI server, with this checkout as its only custom node pack, for all tests of this folder."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+from comfyui_environment import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _load_script(name):
-    # By file: a `nodes` on sys.path would hide ComfyUI's nodes.py. In sys.modules, so that tests can import it.
-    spec = importlib.util.spec_from_file_location(name, ROOT / "nodes" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-comfyui_server = _load_script("comfyui_server")
+# In sys.modules from here on, so that tests can import it.
+comfyui_server = load_script("comfyui_server")
 
 
 def _import_comfyui_on_cpu(folder):
