@@ -119,6 +119,13 @@ def load_image(path: str | Path) -> torch.Tensor:
 
     Raises ``ValueError`` for a missing file, a file that is no image, a truncated one, or one with transparency.
     """
+    import numpy as np
+
+    return from_uint8(np.asarray(open_picture(path)))
+
+
+def open_picture(path: str | Path):
+    """Read an image file as an upright PIL image in RGB; raises as ``load_image`` does."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     path = Path(path)
@@ -136,9 +143,7 @@ def load_image(path: str | Path) -> torch.Tensor:
         raise ValueError(f"{path} is a {picture.mode} greyscale image of more than 8 bits: save it as 8-bit RGB.")
     if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
         raise ValueError(f"{path} has transparent parts: flatten it onto a background first.")
-    import numpy as np
-
-    return from_uint8(np.asarray(picture.convert("RGB")))
+    return picture.convert("RGB")
 
 
 def from_uint8(array) -> torch.Tensor:

@@ -1,0 +1,178 @@
+"""Files that appear whole or not at all, whatever happens to the process, the machine or the disk."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".part-"
+# In the names of temporary files, because machines that share a folder know nothing of each other's processes.
+MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+# Windows refuses to replace a file that a virus scanner or an indexer holds open; they let go within a second.
+REPLACE_ATTEMPTS = 20
+
+
+class DiskFullError(OSError):
+    """No room left where a file was to be written; nothing that was there before has changed."""
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it becomes ``path`` when the block ends well, else it is removed.
+
+    The bytes are on the disk before the name is. Raises ``DiskFullError`` where there is no room.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        with clear_disk_errors(path):
+            yield temporary
+            _sync(temporary)
+            _replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes ``path`` (which must not exist) when the block ends well."""
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        with clear_disk_errors(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _sync_folder(temporary)
+            _replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        _remove(temporary)
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write ``content`` as indented JSON, whole or not at all."""
+    with atomic_file(path) as temporary:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Checksum of a file in lower-case hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove temporary files and folders right below ``folder`` whose process is gone (killed while it wrote).
+
+    Those of other machines stay: whether their processes live cannot be known here.
+    """
+    for entry in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
+        process, _, rest = entry.name[len(TEMPORARY_PREFIX) :].partition("-")
+        ours = process == "0" or rest.startswith(f"{MACHINE}-")
+        if ours and not (process.isdigit() and process_is_alive(int(process))):
+            _remove(entry)
+
+
+def process_is_alive(process: int) -> bool:
+    """True if a process of this number runs on this machine."""
+    if process <= 0:
+        return False
+    if os.name == "nt":  # there, signal 0 would end the process
+        import ctypes
+
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, process)
+        if handle:
+            ctypes.windll.kernel32.CloseHandle(handle)
+        return bool(handle)
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def clear_disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn "no space left" in any of its dresses into a ``DiskFullError`` that names the place and the mend."""
+    try:
+        yield
+    except Exception as error:
+        if not _means_disk_full(error):
+            raise
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"no room left to write {path} ({_free_text(Path(path))}): free some space or choose another folder. "
+            "Everything written before is intact",
+        ) from error
+
+
+def _means_disk_full(error: Exception) -> bool:
+    if isinstance(error, DiskFullError):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Writers in other languages (safetensors, torch's zip writer) hand on no errno, only words.
+    words = str(error)
+    return any(sign in words for sign in ("os error 28", "No space left", "file write failed", "unexpected pos"))
+
+
+def _free_text(path: Path) -> str:
+    folder = next((folder for folder in path.parents if folder.exists()), Path("."))
+    return f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB free"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{MACHINE}-{path.name}")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # has no handle for folders; the rename is journalled
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace(source: Path, target: Path) -> None:
+    for attempt in range(REPLACE_ATTEMPTS):
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == REPLACE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.1)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

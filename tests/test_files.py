@@ -1,0 +1,134 @@
+"""Files that are whole or not there; stops that are heard; random numbers without state."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from likeness.pipelines.files import (
+    MACHINE,
+    DiskFullError,
+    atomic_file,
+    atomic_folder,
+    process_is_alive,
+    remove_leftovers,
+    sha256_of_file,
+    write_json,
+)
+from likeness.pipelines.randomness import generator, seed_of
+from likeness.pipelines.stop import Stopped, StopRequest
+
+
+def test_a_file_is_replaced_at_the_end_of_the_block_or_never(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+        1 / 0  # noqa: B018
+    assert target.read_text() == "old"
+    with atomic_file(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_appears_at_the_end_of_the_block_or_never(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a") as temporary:
+        (temporary / "x").write_text("1")
+        1 / 0  # noqa: B018
+    assert not list(tmp_path.iterdir())
+    with atomic_folder(tmp_path / "a") as temporary:
+        (temporary / "x").write_text("1")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a" / "x").read_text() == "1"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_no_room_left_is_told_as_such_whoever_writes(tmp_path):
+    told = pytest.raises(DiskFullError, match="no room left to write .*a.json .*MiB free.: free some space")
+    with told, atomic_file(tmp_path / "a.json"), open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"x")
+    with pytest.raises(RuntimeError, match="another trouble"), atomic_file(tmp_path / "a.json"):
+        raise RuntimeError("another trouble")
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    pid = int(dead.stdout)
+    left = [tmp_path / f".part-{pid}-{MACHINE}-a", tmp_path / ".part-0-pruned"]
+    of_another_machine = tmp_path / f".part-{pid}-0123abcd-a"
+    kept = [tmp_path / f".part-{os.getpid()}-{MACHINE}-b", of_another_machine, tmp_path / "c.txt"]
+    for path in left + kept:
+        path.write_text("x")
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    assert process_is_alive(os.getpid()) and not process_is_alive(pid)
+
+
+def test_checksums_and_json(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "Zoë"})
+    content = (tmp_path / "a.json").read_bytes()
+    assert content.decode() == '{\n  "name": "Zoë"\n}\n'
+    assert sha256_of_file(tmp_path / "a.json") == hashlib.sha256(content).hexdigest()
+
+
+def test_signals_and_the_stop_file_are_heard_only_inside_the_block(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(tmp_path) as stop:
+        stop.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stop.check(1, 2)
+    assert signal.getsignal(signal.SIGTERM) == before
+    (tmp_path / "STOP").touch()
+    with StopRequest(tmp_path) as stop:
+        assert not stop.requested, "a file from an earlier run stopped this one"
+        (tmp_path / "STOP").touch()
+        assert stop.requested
+    assert not (tmp_path / "STOP").exists()
+
+
+SECOND_SIGNAL = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from comfyui_environment import load_script
+load_script("pack").load_pack()
+from likeness.pipelines.stop import StopRequest
+with StopRequest():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+def test_a_second_signal_ends_a_process_that_does_not_listen():
+    child = subprocess.Popen([sys.executable, "-c", SECOND_SIGNAL, os.path.dirname(__file__)], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=10) == 128 + signal.SIGTERM
+    assert "Second stop (SIGTERM)" in child.stderr.read()
+
+
+def test_streams_depend_on_their_keys_only_and_not_on_each_other():
+    torch.manual_seed(1)
+    first = torch.randn(4, generator=generator(3, "noise", 7))
+    torch.manual_seed(2)
+    torch.randn(9)
+    assert torch.equal(first, torch.randn(4, generator=generator(3, "noise", 7)))
+    keys = [(3, "noise", 8), (4, "noise", 7), (3, "noise7"), (3, "noise", "7"), (37, "noise"), ("3", "noise", 7)]
+    seeds = {seed_of(*key) for key in keys} | {seed_of(3, "noise", 7)}
+    assert len(seeds) == len(keys) + 1
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # The same on every machine and in every version: data sets and runs are told apart by these numbers.
+    assert seed_of(3, "noise", 7) == int.from_bytes(
+        hashlib.sha256(b"int:3\x1fstr:noise\x1fint:7").digest()[:8], "little"
+    ) // 2
