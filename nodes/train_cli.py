@@ -1,0 +1,186 @@
+"""Trains the models of Likeness: python nodes/train_cli.py train TASK [options]
+
+  python nodes/train_cli.py list-tasks
+  python nodes/train_cli.py check lora --model sd15.safetensors --data photos --output runs/anna
+  python nodes/train_cli.py train lora --config anna.toml --steps 2000
+  accelerate launch --num_processes 4 nodes/train_cli.py train lora --config anna.toml
+  python nodes/train_cli.py export runs/anna --step 1500 --file anna-1500.safetensors
+
+train   does all that check does, then trains. The same command again goes on from the newest good checkpoint.
+        Ctrl-C, SIGTERM or a file OUTPUT/STOP: saves and ends with 0; a second signal ends at once.
+check   decodes every file, looks for captions, sizes and duplicates, estimates the disk, makes one trial step at the
+        largest size, one validation and one save; trains nothing.
+export  writes the file that a user loads, from any checkpoint that is kept.
+
+Settings come from a TOML file (--config), and from the command line, which wins; --dump-config prints them all as TOML.
+TASK --help explains each. In OUTPUT: checkpoints, samples (validation pictures), logs (for TensorBoard), cache
+(encoded data), settings.toml, and NAME.safetensors when it is done. Needs nothing from the network.
+
+Ends with 0 when finished or stopped as asked, 1 when something went wrong (the message says what to do), 2 for a
+command that cannot be understood.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import comfyui_server
+import environment
+import pack
+
+# Name: (module, class) below the pack; imported only when asked for.
+TASKS = {"lora": ("pipelines.training.lora_task", "LoraFineTune")}
+MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "accelerate", "peft", "tomlkit",
+           "tensorboardX", "tqdm")  # fmt: skip
+PLACEHOLDER = "CHANGE-ME"
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return the exit code."""
+    options, rest = _front_parser().parse_known_args(arguments)
+    environment.ensure_environment(MODULES)
+    # transformers tells of every optional package that is missing, once a process.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    pack.load_pack()
+    _silence_progress_of_loading()
+    commands = {"train": run_task, "check": run_task, "list-tasks": list_tasks, "export": export}
+    try:
+        return commands[options.command](options, rest)
+    except _expected_errors() as error:
+        print(f"train_cli: {error}", file=sys.stderr)
+        return 1
+
+
+def _silence_progress_of_loading() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _front_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,check,export,list-tasks}")
+    for name in ("train", "check"):
+        # Its help lists the settings of the task, so it is left to the parser that knows them.
+        command = commands.add_parser(name, add_help=False)
+        command.add_argument("task", choices=sorted(TASKS))
+    commands.add_parser("list-tasks")
+    command = commands.add_parser("export", help="write what a user loads from a checkpoint")
+    command.add_argument("run", type=Path, help="output folder of a run")
+    command.add_argument("--step", type=int, help="which checkpoint (default: the newest good one)")
+    command.add_argument("--file", type=Path, help="where to (default: RUN/NAME-STEP.safetensors)")
+    command.add_argument("--ema", action=argparse.BooleanOptionalAction, default=True,
+                         help="the moving average, where the run keeps one (default: yes)")  # fmt: skip
+    return parser
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from likeness.pipelines.training import CheckpointError, TrainingError
+
+    return (ValueError, OSError, ImportError, TrainingError, CheckpointError)
+
+
+def task_class(name: str) -> type:
+    """The class of a task, imported now."""
+    module, attribute = TASKS[name]
+    return getattr(importlib.import_module(f"{pack.ALIAS}.{module}"), attribute)
+
+
+def list_tasks(options: argparse.Namespace, rest: list[str]) -> int:
+    for name in sorted(TASKS):
+        print(f"{name:12} {task_class(name).summary}")
+    return 0
+
+
+def run_task(options: argparse.Namespace, rest: list[str]) -> int:
+    """The commands ``train`` and ``check``."""
+    from likeness.pipelines.configuration import dump_toml
+    from likeness.pipelines.training import Trainer
+
+    cls = task_class(options.task)
+    given = _parse_settings(options, cls, rest)
+    settings = _settings(cls, given)
+    if given.dump_config:
+        print(dump_toml(settings), end="")
+        return 0
+    trainer = Trainer(cls(settings.task, settings.run.seed), settings)
+    if options.command == "check":
+        trainer.check()
+        print("All checks passed.")
+        return 0
+    trainer.run()
+    return 0
+
+
+def _parse_settings(options: argparse.Namespace, cls: type, rest: list[str]) -> argparse.Namespace:
+    from likeness.pipelines.configuration import SettingsError, add_arguments, unknown_option
+    from likeness.pipelines.training import settings_class
+
+    program = f"train_cli.py {options.command} {options.task}"
+    parser = argparse.ArgumentParser(
+        prog=program, usage=f"{program} [settings]", description=f"{cls.summary}.", allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, help="TOML file with any of the settings below, by section")
+    parser.add_argument("--dump-config", action="store_true", help="print all settings as TOML and end")
+    add_arguments(parser, settings_class(cls))
+    given, unknown = parser.parse_known_args(rest)
+    if unknown:
+        raise SettingsError(unknown_option(unknown[0], settings_class(cls)))
+    return given
+
+
+def _settings(cls: type, given: argparse.Namespace):
+    from likeness.pipelines.configuration import build_settings, given_on_command_line, read_toml
+    from likeness.pipelines.training import settings_class
+
+    layers = [_defaults_of_this_machine(cls)]
+    if given.dump_config:
+        layers.append(_placeholders(settings_class(cls)))
+    if given.config is not None:
+        layers.append(read_toml(given.config))
+    layers.append(given_on_command_line(given))
+    return build_settings(settings_class(cls), *layers, where=str(given.config or "the command line"))
+
+
+def _defaults_of_this_machine(cls: type) -> dict[str, dict]:
+    """The tokenizer that a ComfyUI brings, for a task that can use one: single-file models hold none."""
+    folder = comfyui_server.find_comfyui(Path(__file__).absolute().parent.parent)
+    tokenizer = folder / "comfy" / "sd1_tokenizer" if folder is not None else None
+    if tokenizer is None or not tokenizer.is_dir() or "tokenizer" not in cls.Settings.__dataclass_fields__:
+        return {}
+    return {"task": {"tokenizer": str(tokenizer)}}
+
+
+def _placeholders(settings_class: type) -> dict[str, dict]:
+    from dataclasses import MISSING, fields
+
+    return {
+        section.name: {entry.name: PLACEHOLDER for entry in fields(section.type) if entry.default is MISSING}
+        for section in fields(settings_class)
+    }
+
+
+def export(options: argparse.Namespace, rest: list[str]) -> int:
+    """Write the exported file of a kept checkpoint; needs neither the base model nor the data."""
+    from likeness.pipelines.configuration import build_settings
+    from likeness.pipelines.training import CheckpointStore, export_checkpoint, settings_class
+
+    if rest:
+        raise ValueError(f"unknown: {' '.join(rest)}. See train_cli.py export --help.")
+    checkpoint = CheckpointStore(options.run / "checkpoints", keep=1).load(options.step)
+    if checkpoint is None:
+        raise ValueError(f"{options.run} holds no checkpoint: give the output folder of a run.")
+    cls = task_class(checkpoint.state["task"])
+    settings = build_settings(settings_class(cls), checkpoint.state["settings"])
+    target = options.file or options.run / f"{settings.run.name}-{checkpoint.step:08d}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    task = cls(settings.task, settings.run.seed)
+    for path in export_checkpoint(task, settings, checkpoint, target.parent, target.stem, options.ema):
+        print(f"Wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

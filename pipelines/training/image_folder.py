@@ -1,0 +1,164 @@
+"""A folder of pictures with captions, and the sizes they are trained at."""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..files import sha256_of_file
+from ..images import from_uint8, open_picture
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+CAPTION_EXTENSIONS = (".txt", ".caption")
+METADATA = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decodable picture: size ``(H, W)`` upright, checksum of the file; no caption is None."""
+
+    path: Path
+    size: tuple[int, int]
+    checksum: str
+    caption: str | None
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """All pictures that can be used, and all that cannot, each with path and reason."""
+
+    pictures: list[Picture]
+    errors: list[str]
+    warnings: list[str]
+
+
+def scan_folder(folder: Path) -> FolderScan:
+    """Decode every picture below ``folder``, find its caption: NAME.txt beside it, or ``metadata.jsonl``.
+
+    ``metadata.jsonl`` has lines with ``file_name`` (from its own folder) and ``text``. Finds files that do not decode,
+    captions without a picture, and pictures that are there twice.
+    """
+    if not folder.is_dir():
+        return FolderScan([], [f"{folder}: no such folder. Give the folder with the pictures."], [])
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    table, errors = _caption_table(files)
+    candidates = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    pictures = []
+    with ThreadPoolExecutor() as pool:
+        for path, (found, error) in zip(candidates, pool.map(_decode, candidates), strict=True):
+            if error:
+                errors.append(error)
+                continue
+            try:
+                pictures.append(Picture(path, *found, _caption(path, table)))
+            except (OSError, UnicodeDecodeError) as bad:
+                errors.append(f"the caption of {path} cannot be read ({bad}): save it as UTF-8 text.")
+    if not candidates:
+        errors.append(f"{folder} has no pictures ({', '.join(sorted(EXTENSIONS))}).")
+    return FolderScan(pictures, errors, [*_duplicates(pictures), *_lonely_captions(files, candidates, table)])
+
+
+def _decode(path: Path):
+    try:
+        picture = open_picture(path)
+        return ((picture.height, picture.width), sha256_of_file(path)), None
+    except (ValueError, OSError) as error:
+        return None, str(error)
+
+
+def _caption(path: Path, table: dict[Path, str]) -> str | None:
+    for extension in CAPTION_EXTENSIONS:
+        beside = path.with_suffix(extension)
+        if beside.is_file():
+            return " ".join(beside.read_text(encoding="utf-8").split())
+    return table.get(path)
+
+
+def _caption_table(files: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
+    table, errors = {}, []
+    for path in files:
+        if path.name != METADATA:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                entry = json.loads(line) if line.strip() else None
+                if entry is not None:
+                    table[path.parent / entry["file_name"]] = " ".join(entry["text"].split())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                errors.append(f'{path}, line {number}: expected {{"file_name": "...", "text": "..."}}.')
+    return table, errors
+
+
+def _duplicates(pictures: list[Picture]) -> list[str]:
+    first: dict[str, Path] = {}
+    return [
+        f"{picture.path} is the same file as {first[picture.checksum]}."
+        for picture in pictures
+        if first.setdefault(picture.checksum, picture.path) != picture.path
+    ]
+
+
+def _lonely_captions(files: list[Path], pictures: list[Path], table: dict[Path, str]) -> list[str]:
+    named = {path.with_suffix("") for path in pictures}
+    lonely = [path for path in files if path.suffix in CAPTION_EXTENSIONS and path.with_suffix("") not in named]
+    missing = sorted(set(table) - set(pictures))
+    return [f"{path} has no picture." for path in lonely] + [f"{path}, in {METADATA}, is missing." for path in missing]
+
+
+def bucket_for(size: tuple[int, int], resolution: int, step: int) -> tuple[int, int]:
+    """The training size ``(H, W)`` nearest in shape to ``size``.
+
+    Sides are multiples of ``step`` from half to twice the resolution, and none could grow by a step without the area
+    becoming more than resolution^2.
+    """
+    aspect = size[0] / size[1]
+
+    def distance(bucket: tuple[int, int]) -> tuple[float, int]:
+        return round(abs(math.log(bucket[0] / bucket[1] / aspect)), 9), -bucket[0] * bucket[1]
+
+    return min(buckets(resolution, step), key=distance)
+
+
+@functools.cache
+def buckets(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
+    """All training sizes ``(H, W)`` of a resolution."""
+    if resolution < step:
+        raise ValueError(f"resolution is {resolution}, smaller than bucket_step {step}: raise one or lower the other.")
+    low, high = max(step, resolution // 2 // step * step), 2 * resolution // step * step
+
+    def other_side(side: int) -> int:
+        return min(resolution**2 // side // step * step, high)
+
+    shapes = ((other_side(width), width) for width in range(low, high + 1, step))
+    return tuple((height, width) for height, width in shapes if height >= low and other_side(height) == width)
+
+
+def cover_crop(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(size ``(H, W)`` to resize to so that it covers ``bucket``, top left corner of the central crop)."""
+    scale = max(bucket[0] / size[0], bucket[1] / size[1])
+    resized = tuple(max(side, round(length * scale)) for side, length in zip(bucket, size, strict=True))
+    return resized, tuple((length - side) // 2 for length, side in zip(resized, bucket, strict=True))
+
+
+def load_for_bucket(path: Path, bucket: tuple[int, int], flip: bool = False) -> torch.Tensor:
+    """The picture resized (Lanczos) and cropped around its centre to ``bucket``: ``[1, 3, H, W]`` in 0..1."""
+    import numpy as np
+    from PIL import Image
+
+    picture = open_picture(path)
+    (height, width), (top, left) = cover_crop((picture.height, picture.width), bucket)
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    picture = picture.crop((left, top, left + bucket[1], top + bucket[0]))
+    image = from_uint8(np.asarray(picture))
+    return image.flip(-1) if flip else image
+
+
+def text_checksum(text: str) -> str:
+    """Key of a caption."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,118 @@
+"""Low-rank adapters on a UNet (Hu et al. 2021), and the file format every LoRA loader reads (kohya's)."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..files import atomic_file
+from ..randomness import seed_of
+
+LAYERS = ("attention", "attention+convolution", "all")
+ADAPTER = "default"
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def target_layers(unet: nn.Module, layers: str) -> list[str]:
+    """Names of the layers that get an adapter.
+
+    attention: every linear layer and 1x1 convolution of the transformer blocks; attention+convolution: those of the
+    residual, down- and upsampling blocks too; all: every linear layer and convolution there is.
+    """
+    parts = {
+        "attention": (".attentions.",),
+        "attention+convolution": (".attentions.", ".resnets.", ".downsamplers.", ".upsamplers."),
+        "all": ("",),
+    }[layers]
+    return [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and any(part in f".{name}." for part in parts)
+    ]
+
+
+def add_lora(unet: nn.Module, layers: str, rank: int, alpha: float, seed: int) -> None:
+    """Freeze ``unet`` and give it float32 adapters that change nothing yet; the same seed gives the same ones."""
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=target_layers(unet, layers))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "lora"))
+        inject_adapter_in_model(config, unet, ADAPTER)
+    for name, parameter in unet.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+
+def kohya_tensors(weights: dict[str, Tensor], alpha: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Adapter weights by parameter name to kohya's keys: ``lora_unet_...``, ``.lora_down``, ``.lora_up``, ``.alpha``.
+
+    The adapter adds (alpha / rank) up(down(x)).
+    """
+    tensors = {}
+    for name, tensor in weights.items():
+        layer, which = name.removesuffix(f".{ADAPTER}.weight").rsplit(".", 1)
+        key = "lora_unet_" + layer.replace(".", "_")
+        part = {"lora_A": "lora_down", "lora_B": "lora_up"}[which]
+        tensors[f"{key}.{part}.weight"] = tensor.detach().to("cpu", dtype).contiguous()
+        tensors[f"{key}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
+    return tensors
+
+
+def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a LoRA file, whole or not at all."""
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ValueError(f"{bad[0]} is not finite in {tensors[bad[0]].dtype}: export with --export-dtype fp32 or bf16.")
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def lora_metadata(tensors: dict[str, Tensor], settings, title: str, facts: dict[str, str]) -> dict[str, str]:
+    """What LoRA managers (``ss_``) and ComfyUI (``modelspec.``, version 1.0.1) show of the file; all values are text.
+
+    settings: the task's section; facts: the trainer's (``ss_...``, ``date``) and the task's (``describe``).
+    """
+    versions = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+    modelspec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{facts['architecture']}/lora",
+        "implementation": "https://github.com/huggingface/diffusers",
+        "title": title,
+        "resolution": f"{settings.resolution}x{settings.resolution}",
+        "prediction_type": {"v_prediction": "v"}.get(facts["prediction_type"], facts["prediction_type"]),
+        "date": facts["date"],
+        "hash_sha256": _tensor_hash(tensors),
+        "license": f"as its base model {facts['base']}: {facts['licence']}",
+    }
+    network = {
+        "ss_base_model_version": versions[facts["family"]],
+        "ss_v2": str(facts["family"] == "sd2"),
+        "ss_sd_model_name": facts["base"],
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": str(settings.alpha),
+        "ss_network_args": _network_arguments(settings),
+        "ss_resolution": f"({settings.resolution}, {settings.resolution})",
+        "ss_min_snr_gamma": str(settings.min_snr_gamma or None),
+        "ss_caption_dropout_rate": str(settings.caption_dropout),
+    }
+    rest = {name: value for name, value in facts.items() if name.startswith(("ss_", "likeness_"))}
+    return {**rest, **network, **{f"modelspec.{name}": value for name, value in modelspec.items()}}
+
+
+def _network_arguments(settings) -> str:
+    if settings.layers == "attention":
+        return "{}"
+    return f'{{"conv_dim": "{settings.rank}", "conv_alpha": "{settings.alpha}"}}'
+
+
+def _tensor_hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return f"0x{digest.hexdigest()}"

@@ -1,0 +1,445 @@
+"""The trainer on a tiny Stable Diffusion: what it promises about kills, damage, signals, disks and processes."""
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_training
+import torch
+from likeness.pipelines.configuration import dump_toml
+from likeness.pipelines.files import DiskFullError
+from likeness.pipelines.training import (
+    BatchRandom,
+    CheckpointError,
+    CheckpointStore,
+    Trainer,
+    TrainingError,
+    Validation,
+)
+from likeness.pipelines.training import checkpoints as checkpoints_module
+from likeness.pipelines.training.lora_task import LoraFineTune
+from safetensors.torch import load_file
+from tiny_base import make_pipeline
+from tiny_training import steps_noted, tiny_settings, tiny_trainer, train_in_child, write_portraits
+
+TRAIN_CLI = str(Path(__file__).resolve().parents[1] / "nodes" / "train_cli.py")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A base model and a folder of portraits."""
+    folder = tmp_path_factory.mktemp("world")
+    make_pipeline("sd1", folder).save_pretrained(folder / "base")
+    write_portraits(folder / "photos")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def children():
+    """Processes that start with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([tiny_training.__name__])
+    return context
+
+
+def run(world, output, **changes) -> Trainer:
+    trainer = tiny_trainer(tiny_settings(world, output, **changes))
+    assert trainer.run()
+    return trainer
+
+
+def newest(output):
+    return CheckpointStore(output / "checkpoints", keep=9).load()
+
+
+def assert_same_training(one, other):
+    """Weights, averages and optimiser state are the same to the last bit."""
+    assert one.step == other.step
+    torch.testing.assert_close(one.tensors, other.tensors, rtol=0, atol=0)
+    assert set(one.tensors) == {"weights", "ema"}
+    torch.testing.assert_close(one.objects["optimizer"]["state"], other.objects["optimizer"]["state"], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="session")
+def straight(world, tmp_path_factory):
+    """Output of 8 steps without interruption, saved each 4."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    run(world, output)
+    return output
+
+
+def test_training_moves_all_adapters_and_nothing_else(world, straight):
+    start = tiny_trainer(tiny_settings(world, straight.parent / "unused")).task.load(torch.device("cpu"), torch.float32)
+    weights = newest(straight).tensors["weights"]
+    assert set(weights) == {name for name, value in start.named_parameters() if value.requires_grad}
+    assert all(".lora_" in name for name in weights)
+    for name, value in start.named_parameters():
+        if value.requires_grad:
+            assert not torch.equal(value, weights[name]), f"{name} was not trained"
+
+
+def test_a_run_that_was_killed_and_resumed_ends_bit_for_bit_like_one_that_was_not(world, straight, children, tmp_path):
+    ledger = tmp_path / "ledger"
+    child = children.Process(target=train_in_child, args=(world, tmp_path / "run", ledger))
+    child.start()
+    wait_until(lambda: steps_noted(ledger) >= 5, child)
+    child.kill()
+    child.join()
+    assert newest(tmp_path / "run").step == 4
+    run(world, tmp_path / "run")
+    assert_same_training(newest(tmp_path / "run"), newest(straight))
+    ours, theirs = (load_file(folder / "likeness.safetensors") for folder in (tmp_path / "run", straight))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def wait_until(condition, child, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert child.is_alive() and time.monotonic() < deadline, "the child ended, or takes too long"
+        time.sleep(0.002)
+
+
+def test_killed_at_fifty_random_moments_no_more_than_one_save_interval_is_lost(world, children, tmp_path):
+    """Every other time it saves at each step, so that most kills fall into the writing of a checkpoint."""
+    dice, output, ledger = random.Random(0), tmp_path / "run", tmp_path / "ledger"
+    reached, in_writing = 0, 0
+    for kill in range(50):
+        every = 1 if kill % 2 else 5
+        changes = {"run__steps": 10**6, "run__save_every": every}
+        ledger.unlink(missing_ok=True)
+        child = children.Process(target=train_in_child, args=(world, output, ledger), kwargs=changes)
+        child.start()
+        wait_until(lambda: steps_noted(ledger) >= 0, child)
+        assert steps_noted(ledger) >= reached, "it went on from an older checkpoint than the newest good one"
+        time.sleep(dice.uniform(0, 0.6))
+        child.kill()
+        child.join()
+        in_writing += any((output / "checkpoints").glob(".part-*"))
+        done, checkpoint = steps_noted(ledger), newest(output)
+        reached = checkpoint.step if checkpoint is not None else 0
+        assert done - every <= reached <= done + 1
+    assert reached > 50 and in_writing > 5
+
+
+DAMAGES = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-7]),
+    "one bit flipped": lambda file: file.write_bytes(flip_bit(file.read_bytes())),
+    "missing": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+}
+
+
+def flip_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+FILES = ["weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json", "complete.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(straight, tmp_path, caplog, name, damage):
+    output = shutil.copytree(straight, tmp_path / "run")
+    DAMAGES[damage](output / "checkpoints" / "step-00000008" / name)
+    with caplog.at_level(logging.WARNING):
+        assert newest(output).step == 4
+    assert "step-00000008 is damaged" in caplog.text
+    DAMAGES[damage](output / "checkpoints" / "step-00000004" / name)
+    with pytest.raises(CheckpointError, match="no good checkpoint among step-00000008, step-00000004"):
+        newest(output)
+
+
+def test_after_damage_the_run_ends_as_if_nothing_had_happened(world, straight, tmp_path):
+    output = shutil.copytree(straight, tmp_path / "run")
+    DAMAGES["one bit flipped"](output / "checkpoints" / "step-00000008" / "optimizer.pt")
+    run(world, output)
+    assert_same_training(newest(output), newest(straight))
+
+
+def test_nothing_is_removed_before_the_new_checkpoint_is_verified(straight, tmp_path, monkeypatch):
+    store = CheckpointStore(shutil.copytree(straight / "checkpoints", tmp_path / "checkpoints"), keep=1)
+    checkpoint = store.load()
+    good = checkpoints_module.problems
+    monkeypatch.setattr(checkpoints_module, "problems", lambda path: good(path) or ["disk trouble"])
+    with pytest.raises(CheckpointError, match="reads back wrong"):
+        store.save(checkpoints_module.Checkpoint(9, checkpoint.tensors, checkpoint.objects, checkpoint.state))
+    monkeypatch.undo()
+    assert store.steps() == [4, 8, 9]
+    store.save(checkpoints_module.Checkpoint(10, checkpoint.tensors, checkpoint.objects, checkpoint.state))
+    assert store.steps() == [10]
+
+
+class SignalAt:
+    """Stands in for a function of the trainer or the task: sends this process a signal at its n-th call."""
+
+    def __init__(self, function, call: int):
+        self.function, self.left = function, call
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.function(*args, **kwargs)
+
+
+def encode_stops(trainer):
+    trainer.task.encode = SignalAt(trainer.task.encode, 6)
+
+
+def training_stops(trainer):
+    trainer.task.losses = SignalAt(trainer.task.losses, 4)
+
+
+def validation_stops(trainer):
+    """The trainer validates twice: before step 0, then at step 6."""
+    validate, calls = trainer.task.validate, []
+
+    def stopped(network, steps, seed, check_stop):
+        calls.append(steps)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(network, steps, seed, check_stop)
+
+    trainer.task.validate = stopped
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "step"), [(encode_stops, None), (training_stops, 3), (validation_stops, 6)]
+)
+def test_sigterm_in_each_loop_saves_and_the_run_can_go_on(world, straight, tmp_path, interrupt, step):
+    settings = tiny_settings(world, tmp_path / "run", report__validate_every=6)
+    trainer = tiny_trainer(settings)
+    interrupt(trainer)
+    assert trainer.run() is False
+    found = newest(tmp_path / "run")
+    assert (found.step if found else None) == step
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    run(world, tmp_path / "run")
+    assert_same_training(newest(tmp_path / "run"), newest(straight))
+
+
+def test_a_stop_file_ends_the_run_and_is_removed(world, tmp_path):
+    trainer = tiny_trainer(tiny_settings(world, tmp_path / "run"))
+    losses = trainer.task.losses
+
+    def place_file(network, batch, random):
+        if trainer.progress.step == 2:
+            (tmp_path / "run" / "STOP").touch()
+        return losses(network, batch, random)
+
+    trainer.task.losses = place_file
+    assert trainer.run() is False
+    assert not (tmp_path / "run" / "STOP").exists()
+    assert newest(tmp_path / "run").step == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 6 MiB; skips where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_clearly_and_leaves_the_last_checkpoint_whole(world, small_disk, tmp_path):
+    settings = tiny_settings(world, small_disk / "run", run__save_every=1, run__cache=str(tmp_path / "cache"))
+    trainer = tiny_trainer(settings)
+    trainer.store.keep = 99  # more than fits, which the estimate before the first step cannot know
+    with pytest.raises(DiskFullError, match="no room left to write .*step-.*MiB free.*free some space") as caught:
+        trainer.run()
+    assert caught.value.errno == errno.ENOSPC
+    steps = trainer.store.steps()
+    assert steps and not any(checkpoints_module.problems(trainer.store._path(step)) for step in steps)
+    assert newest(small_disk / "run").step == steps[-1]
+
+
+def test_a_run_that_cannot_fit_on_the_disk_does_not_start(world, small_disk, tmp_path):
+    settings = tiny_settings(world, small_disk / "run", run__keep=50, run__cache=str(tmp_path / "cache"))
+    with pytest.raises(TrainingError, match="disk is too small.*of checkpoints; .* are free"):
+        tiny_trainer(settings).run()
+
+
+def launch(world, output, processes: int, batch_size: int, **options):
+    config = output.with_suffix(".toml")
+    # --multi_gpu means several processes, without a GPU on the CPU; --cpu would silently start only one.
+    options_of_accelerate = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    options_of_accelerate += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
+                              "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options_of_accelerate, TRAIN_CLI, "train", "lora",
+               "--config", str(config)]  # fmt: skip
+    settings = tiny_settings(world, output, run__batch_size=batch_size, **options)
+    config.write_text(dump_toml(settings))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    checkpoint = newest(output)
+    assert checkpoint.state["global_batch"] == 4
+    return checkpoint
+
+
+def test_two_processes_train_like_one_with_the_same_global_batch(world, tmp_path):
+    # AdamW turns a gradient that is zero but for rounding into a whole step, unless its epsilon is above that rounding.
+    one = launch(world, tmp_path / "one", 1, 4, optimizer__epsilon=1e-4)
+    two = launch(world, tmp_path / "two", 2, 2, optimizer__epsilon=1e-4)
+    accumulated = launch(world, tmp_path / "accumulated", 1, 1, run__accumulation=4, optimizer__epsilon=1e-4)
+    for other in (two, accumulated):
+        torch.testing.assert_close(other.tensors, one.tensors, rtol=0, atol=1e-5)
+    start = tiny_trainer(tiny_settings(world, tmp_path / "x")).task.load(torch.device("cpu"), torch.float32)
+    moved = max((one.tensors["weights"][n] - p).abs().max() for n, p in start.named_parameters() if p.requires_grad)
+    assert moved > 1e-3, "the comparison says nothing when the weights have not moved"
+
+
+def test_bad_steps_are_skipped_counted_and_named_and_too_many_end_the_run(world, tmp_path, caplog):
+    trainer = tiny_trainer(tiny_settings(world, tmp_path / "run", run__max_bad_steps=3))
+    losses, seen = trainer.task.losses, []
+
+    def sometimes_nan(network, batch, random):
+        seen.append(random.step)
+        bad = float("nan") if random.step in (2, 4, 5, 6) else 1.0
+        return {name: loss * bad for name, loss in losses(network, batch, random).items()}
+
+    trainer.task.losses = sometimes_nan
+    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"3 steps in a row.*step 6.*\.png.*bf16"):
+        trainer.run()
+    assert caplog.text.count("Skipped step") == 4 and "Skipped step 2" in caplog.text
+    assert all(torch.isfinite(value).all() for value in trainer.trained.values())
+    assert trainer.progress.bad_steps == 4
+
+
+def test_out_of_memory_in_the_trial_step_names_what_to_try(world, tmp_path):
+    trainer = tiny_trainer(tiny_settings(world, tmp_path / "run"))
+
+    def too_large(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.task.losses = too_large
+    with pytest.raises(TrainingError, match="trial step at .*batch 2.*2.00 GiB.*--gradient-checkpointing.*--rank"):
+        trainer.run()
+    assert newest(tmp_path / "run") is None
+
+
+def test_changed_settings_of_a_run_are_refused_by_name(world, straight):
+    changes = {"task__rank": 8, "run__seed": 4, "run__batch_size": 4, "run__steps": 99}
+    with pytest.raises(TrainingError) as caught:
+        tiny_trainer(tiny_settings(world, straight, **changes)).run()
+    text = str(caught.value)
+    assert all(words in text for words in ("task.rank: 4 -> 8", "run.seed: 3 -> 4", "processes: 2 -> 4"))
+    assert "steps: " not in text
+
+
+def test_check_rehearses_everything_and_leaves_no_step(world, tmp_path):
+    trainer = tiny_trainer(tiny_settings(world, tmp_path / "run"))
+    before = {}
+    original = trainer.task.load
+
+    def remember(*args):
+        network = original(*args)
+        before.update({n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad})
+        return network
+
+    trainer.task.load = remember
+    trainer.check()
+    assert trainer.store.steps() == []
+    assert not list((tmp_path / "run").glob("rehearsal-*"))
+    torch.testing.assert_close(dict(trainer.trained), before, rtol=0, atol=0)
+    assert not trainer.optimizer.state
+
+
+def test_the_validation_is_the_same_each_time_and_shows_the_averaged_weights(world, tmp_path):
+    pictures = []
+
+    class Watched(LoraFineTune):
+        def validate(self, network, steps, seed, check_stop):
+            pictures.append({n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad})
+            result = super().validate(network, steps, seed, check_stop)
+            again = super().validate(network, steps, seed, check_stop)
+            torch.testing.assert_close(result.images, again.images, rtol=0, atol=0)
+            return Validation(result.images, {"score": 1.0})
+
+    settings = tiny_settings(world, tmp_path / "run")
+    trainer = Trainer(Watched(settings.task, 3), settings, say=lambda text: None)
+    trainer.run()
+    torch.testing.assert_close(pictures[-1], newest(tmp_path / "run").tensors["ema"], rtol=0, atol=0)
+    assert (tmp_path / "run" / "samples" / "step-00000008.png").is_file()
+    events = list((tmp_path / "run" / "logs").rglob("events*"))
+    assert events
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_loss_falls_when_eight_portraits_are_overfitted(family, tmp_path):
+    """The same noise at the same levels before and after 300 steps."""
+    make_pipeline(family, tmp_path).save_pretrained(tmp_path / "base")
+    write_portraits(tmp_path / "photos")
+    settings = tiny_settings(
+        tmp_path, tmp_path / "run", run__steps=300, run__batch_size=4, run__save_every=1000, run__ema_decay=0.0,
+        task__rank=16, task__alpha=16.0, optimizer__learning_rate=3e-3,
+    )  # fmt: skip
+    trainer = tiny_trainer(settings)
+    assert trainer.run()
+    after = fixed_loss(trainer)
+    with torch.no_grad():
+        for name, value in trainer.trained.items():
+            value.mul_(0 if ".lora_B." in name else 1)  # the adapters as they were before the first step
+    before = fixed_loss(trainer)
+    print(f"{family}: loss {before:.3f} -> {after:.3f}")
+    assert after < 0.6 * before
+
+
+@torch.no_grad()
+def fixed_loss(trainer) -> float:
+    """Mean loss over all examples, each with the same 20 noises and noise levels."""
+    losses = []
+    for place, example in enumerate(trainer.examples):
+        load = {name: trainer.cache.load(source) for name, source in example.sources.items()}
+        sample = trainer.task.sample(example, load.get, torch.Generator().manual_seed(0))
+        batch = {name: torch.stack([tensor] * 20) for name, tensor in sample.items()}
+        random = BatchRandom(5, place, list(range(20)))
+        losses.append(float(trainer.task.losses(trainer.network, batch, random)["diffusion"]))
+    return sum(losses) / len(losses)
+
+
+def test_export_of_a_kept_checkpoint_needs_no_model_and_no_data(straight, tmp_path):
+    output = shutil.copytree(straight, tmp_path / "run")
+    state_file = output / "checkpoints" / "step-00000004" / "state.json"
+    assert json.loads(state_file.read_text())["task"] == "lora"
+    target = tmp_path / "exports" / "four.safetensors"
+    command = [sys.executable, TRAIN_CLI, "export", str(output), "--step", "4",
+               "--file", str(target), "--no-ema"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    weights = load_file(output / "checkpoints" / "step-00000004" / "weights.safetensors")
+    exported = load_file(target)
+    assert len(exported) == len(weights) // 2 * 3
+    name = "conv_in.lora_A.default.weight"
+    torch.testing.assert_close(exported["lora_unet_conv_in.lora_down.weight"], weights[name], rtol=0, atol=0)
+
+
+def test_the_command_ends_with_0_on_sigterm_and_at_once_on_a_second_one(world, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(dump_toml(tiny_settings(world, tmp_path / "run", run__steps=10**6)))
+    command = [sys.executable, TRAIN_CLI, "train", "lora", "--config", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    text, _ = child.communicate(timeout=60)
+    assert child.returncode == 0, text
+    assert "Stopped by SIGTERM at step" in text and "Traceback" not in text
+    assert newest(tmp_path / "run").step > 0
