@@ -12,6 +12,15 @@ from safetensors.torch import load_file, save_file
 from tiny_base import VOCABULARY, make_pipeline, text_encoder, write_tokenizer
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small lose time to a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
 def stock(request, tmp_path_factory):
     """(family, stock pipeline, the folder it was saved to)."""
