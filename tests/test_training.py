@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 import tiny_training
 import torch
+from accelerate.state import AcceleratorState
 from likeness.pipelines.configuration import dump_toml
 from likeness.pipelines.files import DiskFullError
+from likeness.pipelines.images import load_image
 from likeness.pipelines.training import (
     BatchRandom,
     CheckpointError,
@@ -443,3 +445,34 @@ def test_the_command_ends_with_0_on_sigterm_and_at_once_on_a_second_one(world, t
     assert child.returncode == 0, text
     assert "Stopped by SIGTERM at step" in text and "Traceback" not in text
     assert newest(tmp_path / "run").step > 0
+
+
+@pytest.fixture
+def other_precision():
+    """accelerate keeps one precision for a whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("other_precision")
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families_train_in_bf16_with_every_option_on(family, tmp_path):
+    """What only needs to run: half precision, checkpointing of activations, flips, dropout of captions, min-SNR."""
+    make_pipeline(family, tmp_path).save_pretrained(tmp_path / "base")
+    write_portraits(tmp_path / "photos", 4)
+    changes = {
+        "run__precision": "bf16", "run__gradient_checkpointing": True, "run__accumulation": 2, "run__steps": 4,
+        "run__export_every": 2, "task__flip": True, "task__caption_dropout": 0.5, "task__min_snr_gamma": 5.0,
+        "task__layers": "attention+convolution", "task__export_dtype": "bf16", "report__log_every": 1,
+    }  # fmt: skip
+    trainer = run(tmp_path, tmp_path / "run", **changes)
+    exported = load_file(tmp_path / "run" / "likeness.safetensors")
+    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
+    assert all(torch.isfinite(tensor).all() for tensor in exported.values())
+    assert (tmp_path / "run" / "likeness-00000002.safetensors").is_file()
+    picture = load_image(tmp_path / "run" / "samples" / "step-00000004.png")
+    assert picture.std() > 0.01
+    assert {value.dtype for value in trainer.trained.values()} == {torch.float32}
+    frozen = {value.dtype for value in trainer.network.parameters() if not value.requires_grad}
+    assert frozen == {torch.bfloat16}

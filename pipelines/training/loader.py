@@ -1,59 +1,54 @@
-"""From the cache to batches."""
+"""From the cache to batches, read ahead by threads.
 
+Threads and not processes: reading a cache is no work for Python, models need not be copied, and it is the same on every
+system.
+"""
+
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..randomness import generator
 from .cache import TensorCache
-from .order import Order, Request, micro_batches
+from .order import Request
 from .task import Example, Task
 
+Batch = tuple[list[Request], dict[str, Tensor]]
 
-class _Samples(Dataset):
+
+class BatchReader:
+    """Makes micro-batches of a task's examples; the same request always gives the same sample."""
+
     def __init__(self, task: Task, examples: list[Example], cache: TensorCache, seed: int):
         self.task, self.examples, self.cache, self.seed = task, examples, cache, seed
 
-    def __getitem__(self, request: Request) -> tuple[Request, dict[str, Tensor]]:
+    def batch(self, requests: list[Request]) -> Batch:
+        """The stacked samples of one micro-batch, on the CPU."""
+        samples = [self._sample(request) for request in requests]
+        return requests, {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def _sample(self, request: Request) -> dict[str, Tensor]:
         example = self.examples[request.index]
         draw = generator(self.seed, "augment", request.epoch, request.index, request.slot)
-        sample = self.task.sample(example, lambda name: self.cache.load(example.sources[name]), draw)
-        return request, sample
+        return self.task.sample(example, lambda name: self.cache.load(example.sources[name]), draw)
 
+    def batches(self, wanted: Iterator[list[Request]], threads: int, pin: bool) -> Iterator[Batch]:
+        """One batch for each list of requests, in order, some of them made in advance; ``pin`` for a GPU."""
 
-class _Batches(Sampler):
-    def __init__(self, order: Order, steps: range, rank: int, processes: int, batch_size: int):
-        self._arguments = (order, steps, rank, processes, batch_size)
+        def make(requests: list[Request]) -> Batch:
+            requests, tensors = self.batch(requests)
+            return requests, {name: tensor.pin_memory() if pin else tensor for name, tensor in tensors.items()}
 
-    def __iter__(self) -> Iterator[list[Request]]:
-        return micro_batches(*self._arguments)
-
-
-def collate(samples: list[tuple[Request, dict[str, Tensor]]]) -> tuple[list[Request], dict[str, Tensor]]:
-    """Stack samples to a micro-batch."""
-    requests, tensors = zip(*samples, strict=True)
-    return list(requests), {name: torch.stack([sample[name] for sample in tensors]) for name in tensors[0]}
-
-
-def batches_of(
-    task: Task, examples: list[Example], cache: TensorCache, seed: int, order: Order, steps: range,
-    rank: int, processes: int, batch_size: int, workers: int, pin: bool,
-) -> DataLoader:  # fmt: skip
-    """(requests, tensors) of every micro-batch of this process over ``steps``, in order."""
-    return DataLoader(
-        _Samples(task, examples, cache, seed),
-        batch_sampler=_Batches(order, steps, rank, processes, batch_size),
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_ignore_signals,
-    )
-
-
-def _ignore_signals(worker: int) -> None:
-    # Ctrl-C reaches the whole process group: the trainer alone decides, and ends its workers.
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pool, ahead = ThreadPoolExecutor(threads, thread_name_prefix="reader"), deque()
+        try:
+            for requests in wanted:
+                ahead.append(pool.submit(make, requests))
+                if len(ahead) > 2 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -2,16 +2,17 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ..randomness import generator
 from .cache import fill_cache
 from .checkpoints import CheckpointStore
-from .loader import collate
+from .loader import BatchReader
 from .optimisation import set_learning_rate
-from .order import Order
+from .order import Order, Request
 from .task import Example, Scan
 
 MEMORY_ADVICE = (
@@ -68,17 +69,10 @@ class Preflight:
         trainer = self.trainer
         largest = max(trainer.examples, key=lambda example: example.bucket[0] * example.bucket[1]).bucket
         examples = [example for example in trainer.examples if example.bucket == largest][: self.run.batch_size]
-        try:
+        with memory_advice(f"in a trial step at {largest[1]}x{largest[0]}, batch {self.run.batch_size}"):
             self._encode(examples)
             self._step(examples)
-            trainer._together(lambda: trainer.validate(0, REHEARSAL_SAMPLING_STEPS) if self._is_main else None)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _means_out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"out of memory in a trial step at {largest[1]}x{largest[0]}, batch {self.run.batch_size} "
-                f"({str(error).splitlines()[0]}). Try, in this order: {MEMORY_ADVICE}."
-            ) from error
+            trainer.together(lambda: trainer.validate(0, REHEARSAL_SAMPLING_STEPS) if self._is_main else None)
         if self._is_main:
             self._check_disk(examples, self._save())
 
@@ -96,16 +90,12 @@ class Preflight:
 
     def _step(self, examples: list[Example]) -> None:
         """Forward, backward and a step of length zero, so that the optimiser's memory counts too."""
-        trainer, size = self.trainer, self.run.batch_size
+        trainer = self.trainer
         scaler = trainer.accelerator.scaler
         scale = scaler.state_dict() if scaler is not None else None
-        draw = generator(self.run.seed, "rehearsal")
-        samples = [
-            trainer.task.sample(example, lambda name, e=example: trainer.cache.load(e.sources[name]), draw)
-            for example in (examples * size)[:size]
-        ]
-        requests = trainer.rehearsal_requests(examples, size)
-        batch = collate([(request, sample) for request, sample in zip(requests, samples, strict=True)])
+        places = [trainer.examples.index(example) for example in examples]
+        requests = [Request(0, slot, 0, places[slot % len(places)]) for slot in range(self.run.batch_size)]
+        batch = BatchReader(trainer.task, trainer.examples, trainer.cache, self.run.seed).batch(requests)
         trainer.prepared.train()
         trainer.backward(0, iter([batch] * self.run.accumulation))
         set_learning_rate(trainer.optimizer, 0.0)
@@ -147,7 +137,15 @@ def _mib(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def _means_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+@contextmanager
+def memory_advice(where: str) -> Iterator[None]:
+    """Turn running out of memory into a ``TrainingError`` that says where, and what to try."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, what a CPU's allocator raises is no more than that
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in words):
+            raise
+        raise TrainingError(
+            f"out of memory {where} ({str(error).splitlines()[0]}). Try, in this order: {MEMORY_ADVICE}."
+        ) from error

@@ -22,7 +22,7 @@ class RunSettings:
     keep: int = option(2, "checkpoints to keep; the older ones go once a newer one is verified", minimum=1)
     export_every: int = option(0, "steps between exports; 0: only at the end", minimum=0)
     cache: Path | None = option(None, "folder of encoded data, may be shared by runs (default: OUTPUT/cache)")
-    loader_workers: int = option(2, "processes that read the cache; 0: none", minimum=0)
+    loader_threads: int = option(2, "threads that read the cache ahead", minimum=1)
     skip_bad: bool = option(False, "leave bad files out, after listing them, instead of ending")
     max_bad_steps: int = option(10, "end after so many steps in a row whose loss or gradient is not finite", minimum=1)
     ema_decay: float = option(0.0, "exponential moving average of the weights; 0: none", minimum=0, maximum=1,

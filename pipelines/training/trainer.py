@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ from .cache import TensorCache, fill_cache
 from .checkpoints import Checkpoint, CheckpointStore, load_parameters
 from .export import export_checkpoint
 from .journal import Journal
-from .loader import batches_of
+from .loader import Batch, BatchReader
 from .optimisation import averaged_weights, is_finite, learning_rate, make_ema, make_optimizer, set_learning_rate
-from .order import Order, Request
-from .preflight import Preflight, TrainingError
+from .order import Order, micro_batches
+from .preflight import Preflight, TrainingError, memory_advice
 from .progress import ProgressBar
 from .task import BatchRandom, Example, Scan, Task, Validation
 
@@ -61,8 +61,12 @@ class Trainer:
         self._start_accelerator()
         with self.stop:
             try:
-                self._prepare(rehearse=True)
-                self._train()
+                checkpoint = self._checkpoint_to_continue()
+                self._prepare(checkpoint)
+                self._encode_all()
+                self._write_settings()
+                with memory_advice(f"in step {self.progress.step}"):
+                    self._train()
                 return True
             except Stopped as stopped:
                 self.say(f"Stopped by {stopped} at step {self.progress.step}. The same command goes on from there.")
@@ -76,7 +80,7 @@ class Trainer:
         self._start_accelerator()
         with self.stop:
             try:
-                self._prepare(rehearse=True)
+                self._prepare(None)
                 return self.scan
             finally:
                 self._close()
@@ -99,10 +103,7 @@ class Trainer:
             self.run_settings.batch_size * self.run_settings.accumulation * self.accelerator.num_processes
         )
 
-    def _prepare(self, rehearse: bool) -> None:
-        if self.accelerator.is_main_process:
-            self.store.clean()
-        checkpoint = self._checkpoint_to_continue()
+    def _prepare(self, checkpoint: Checkpoint | None) -> None:
         preflight = Preflight(self)
         self.scan = preflight.scan()
         self._use(self.scan.examples)
@@ -111,14 +112,17 @@ class Trainer:
         self._make_optimizer()
         if checkpoint is not None:
             self._restore(checkpoint)
-        elif rehearse:
+        else:
             preflight.rehearse()
-        self._encode_all()
+
+    def _write_settings(self) -> None:
         if self.accelerator.is_main_process:
             with atomic_file(self.output / "settings.toml") as temporary:
                 temporary.write_text(dump_toml(self.settings), encoding="utf-8")
 
     def _checkpoint_to_continue(self) -> Checkpoint | None:
+        if self.accelerator.is_main_process:
+            self.store.clean()
         checkpoint = self.store.load()
         if checkpoint is None:
             return None
@@ -174,7 +178,7 @@ class Trainer:
         sources = [source for example in self.examples for source in example.sources.values()]
         mine = list(dict.fromkeys(sources))[self.accelerator.process_index :: self.accelerator.num_processes]
         with self._bar("Encoding") as bar:
-            failures = self._together(lambda: fill_cache(self.cache, self.task, mine, self.stop.check, bar))
+            failures = self.together(lambda: fill_cache(self.cache, self.task, mine, self.stop.check, bar))
         bad = dict(failures)
         if bad:
             lines = [f"{example.name}: {bad[source]}" for example in self.examples
@@ -193,7 +197,7 @@ class Trainer:
         run, report = self.run_settings, self.settings.report
         self.journal = Journal(self.accelerator, self.output, self.settings, self.progress.step)
         steps = range(self.progress.step, run.steps)
-        batches = iter(self._batches(steps))
+        batches = self._batches(steps)
         self.prepared.train()
         with self._bar("Training", run.steps, self.progress.step) as bar:
             for step in steps:
@@ -206,12 +210,14 @@ class Trainer:
         self._save()
         self._export(self.progress.step)
 
-    def _batches(self, steps: range):
+    def _batches(self, steps: range) -> Iterator[Batch]:
         run = self.run_settings
-        return batches_of(
-            self.task, self.examples, self.cache, run.seed, self.order, steps, self.accelerator.process_index,
-            self.accelerator.num_processes, run.batch_size, run.loader_workers, self.device.type == "cuda",
-        )  # fmt: skip
+        accelerator = self.accelerator
+        wanted = micro_batches(
+            self.order, steps, accelerator.process_index, accelerator.num_processes, run.batch_size
+        )
+        reader = BatchReader(self.task, self.examples, self.cache, run.seed)
+        return reader.batches(wanted, run.loader_threads, pin=self.device.type == "cuda")
 
     def _step(self, step: int, batches) -> dict[str, float]:
         """One optimiser step; returns the losses, averaged over the global batch."""
@@ -292,15 +298,10 @@ class Trainer:
 
     def _validate_or_stop(self, step: int) -> None:
         try:
-            self._together(lambda: self.validate(step) if self.accelerator.is_main_process else None)
+            self.together(lambda: self.validate(step) if self.accelerator.is_main_process else None)
         except Stopped:
             self._save()
             raise
-
-    def rehearsal_requests(self, examples: list[Example], count: int) -> list[Request]:
-        """Requests for a micro-batch of these examples, repeated to ``count``."""
-        places = [self.examples.index(example) for example in examples]
-        return [Request(0, slot, 0, places[slot % len(places)]) for slot in range(count)]
 
     def validate(self, step: int, sampling_steps: int | None = None) -> Validation:
         """Validate with the averaged weights where there are such; write pictures and scores."""
@@ -352,7 +353,7 @@ class Trainer:
 
     # ---- many processes, one terminal
 
-    def _together(self, work: Callable):
+    def together(self, work: Callable):
         """Run ``work`` here; when it was stopped or failed in any process, stop in all, so that none waits forever."""
         result, error = None, None
         try:

@@ -8,26 +8,17 @@ copy measured in the same run. --readme writes the table into README.md.
 """
 
 import argparse
-import importlib.util
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from report import load_pack, reset_resident_peak, resident_peak, write_into_readme
+
 PLANES = 8
 TURNS = 7
 SIZES = {512: 10, 1024: 4}
-BEGIN, END = "<!-- benchmark:spl -->", "<!-- /benchmark:spl -->"
-
-
-def load_pack():
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "nodes" / "pack.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.load_pack()
 
 
 def images(size: int, device: str):
@@ -95,17 +86,10 @@ def measure_own_memory(name: str, size: int, device: str) -> float:
         before = torch.cuda.memory_allocated()
         function(edited, source, 2)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # Linux: 5 resets the peak to what the process holds now, so that imports do not count.
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_resident_peak()
     before = resident_peak()
     function(edited, source, 2)
     return resident_peak() - before
-
-
-def resident_peak() -> float:
-    """Peak resident memory of this process in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
 
 
 def row(size: int, device: str, slow_iterations: int, bandwidth: float) -> str:
@@ -149,13 +133,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def write_into_readme(text: str) -> None:
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    head, rest = readme.split(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", action="store_true", help="write the table into README.md")
@@ -169,7 +146,7 @@ def main() -> None:
     text = table()
     print(f"\n{text}")
     if options.readme:
-        write_into_readme(text)
+        write_into_readme("spl", text)
 
 
 if __name__ == "__main__":

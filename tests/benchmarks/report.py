@@ -1,0 +1,32 @@
+"""What the benchmarks share: the pack under its alias, peak memory, tables in README."""
+
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_pack() -> None:
+    spec = importlib.util.spec_from_file_location("pack", ROOT / "nodes" / "pack.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.load_pack()
+
+
+def reset_resident_peak() -> None:
+    """Linux: 5 resets the peak to what the process holds now, so that what came before does not count."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_peak() -> float:
+    """Peak resident memory of this process in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+
+
+def write_into_readme(name: str, text: str) -> None:
+    """Put ``text`` between the marks of the benchmark ``name``."""
+    begin, end = f"<!-- benchmark:{name} -->", f"<!-- /benchmark:{name} -->"
+    path = ROOT / "README.md"
+    head, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
