@@ -1,0 +1,138 @@
+"""Leases: who makes which shard now, agreed upon through files alone, so that machines need to share only a folder.
+
+A shard's leases are numbered, the highest counts. Taking a shard over means to create the next number, which the file
+system gives to one taker only (O_EXCL); nothing is renamed or removed, so no taker can rob another. The numbers that
+stay behind count the workers which died over the shard. If two ever hold the same shard in spite of all (a machine
+slept longer than the timeout), both write the same bytes: a lease saves work, correctness does not hang on it.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import clear_disk_errors, process_is_alive
+
+# Fixed, so that a heartbeat overwrites in place: it needs no room on a full disk and readers never see half of it.
+LEASE_BYTES = 2048
+MAX_DEATHS = 3
+_HOST = socket.gethostname()
+
+
+@dataclass(frozen=True)
+class LeaseFile:
+    """What a lease says: its number, who holds it, how far the holder is, and since when nothing was heard (s)."""
+
+    path: Path
+    number: int
+    host: str = ""
+    process: int = 0
+    kept: int = 0
+    rejected: int = 0
+    error: str | None = None
+    age: float = 0.0
+
+    def is_stale(self, timeout: float) -> bool:
+        """True if its holder will not finish: it said so, its process is gone, or it was silent for too long."""
+        dead = self.host == _HOST and not process_is_alive(self.process)
+        return dead or self.error is not None or self.age > timeout
+
+
+def read_leases(tar: Path) -> list[LeaseFile]:
+    """All leases of the shard with this tar file, lowest number first."""
+    return sorted(filter(None, map(_read, tar.parent.glob(f"{tar.stem}.*.lease"))), key=lambda lease: lease.number)
+
+
+def _read(path: Path) -> LeaseFile | None:
+    try:
+        age = time.time() - path.stat().st_mtime
+        text = path.read_text(encoding="utf-8")
+    except OSError:  # released just now
+        return None
+    number = int(path.suffixes[-2][1:])
+    try:
+        return LeaseFile(path, number, age=age, **json.loads(text))
+    except ValueError:  # created just now
+        return LeaseFile(path, number, age=age)
+
+
+def acquire(tar: Path, timeout: float) -> "Lease | None":
+    """A lease on the shard with this tar file; None if somebody else holds it, or was faster."""
+    held = read_leases(tar)
+    if held and not held[-1].is_stale(timeout):
+        return None
+    number = held[-1].number + 1 if held else 0
+    try:
+        lease = Lease(tar, number, timeout)
+    except FileExistsError:
+        return None
+    if read_leases(tar)[-1].number != number:  # we looked too long ago: there were others since
+        lease.release()
+        return None
+    return lease
+
+
+def remove_stale(tar: Path, timeout: float) -> None:
+    """Forget the dead holders of a shard which nobody makes now."""
+    leases = read_leases(tar)
+    if leases and leases[-1].is_stale(timeout):
+        for lease in leases:
+            lease.path.unlink(missing_ok=True)
+
+
+class Lease:
+    """A held lease; a thread of its own keeps it fresh and writes down ``kept`` and ``rejected``.
+
+    Ends with ``release`` (done, or left to others) or ``abandon`` (the holder failed and counts as dead).
+    """
+
+    def __init__(self, tar: Path, number: int, timeout: float):
+        """Raises ``FileExistsError`` if somebody has this number."""
+        self.kept = self.rejected = 0
+        self._tar, self._number = tar, number
+        self.path = tar.with_name(f"{tar.stem}.{number}.lease")
+        self._file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            with clear_disk_errors(self.path):
+                self._write(None)
+        except OSError:
+            os.close(self._file)
+            self.path.unlink()
+            raise
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, args=(min(2.0, timeout / 4),), daemon=True)
+        self._heart.start()
+
+    def progress(self, kept: int, rejected: int) -> None:
+        self.kept, self.rejected = kept, rejected
+
+    def release(self) -> None:
+        self._stop()
+        for lease in read_leases(self._tar):  # lowest first: what is left at any moment is a valid state
+            if lease.number <= self._number:
+                lease.path.unlink(missing_ok=True)
+
+    def abandon(self, error: str) -> None:
+        self._stop(lambda: self._write(error[:300]))
+
+    def _stop(self, last_words: Callable[[], None] = lambda: None) -> None:
+        self._ended.set()
+        self._heart.join()
+        last_words()
+        os.close(self._file)
+
+    def _beat(self, interval: float) -> None:
+        while not self._ended.wait(interval):
+            try:
+                self._write(None)
+            except OSError:  # a network drive away for a moment: the next beat may come through
+                continue
+
+    def _write(self, error: str | None) -> None:
+        content = {"host": _HOST, "process": os.getpid(), "kept": self.kept, "rejected": self.rejected, "error": error}
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, json.dumps(content, ensure_ascii=False).encode().ljust(LEASE_BYTES)[:LEASE_BYTES])

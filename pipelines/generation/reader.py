@@ -1,0 +1,58 @@
+"""Reading a data set: item by item in order, or any item by its number, without any package for it.
+
+``webdataset`` reads the same tar files; this reader knows, too, which shards are finished and where each file lies, so
+a trainer can draw items in any order.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .dataset import DatasetError, open_dataset
+from .recipe import decode
+
+
+class DatasetReader:
+    """A sequence of items, each a dict: "__key__", and the decoded files by extension (see ``recipe.decode``).
+
+    With ``partial`` the items of finished shards only, else a data set that is not finished raises ``DatasetError``.
+    Safe to use from several processes: nothing is held open.
+    """
+
+    def __init__(self, folder: str | Path, partial: bool = False):
+        self.dataset = open_dataset(folder)
+        self._places: list[tuple[Path, str, dict[str, list[int]]]] = []
+        unfinished = []
+        for shard in self.dataset.shards:
+            sidecar = self.dataset.finished(shard)
+            if sidecar is None:
+                unfinished.append(shard)
+            else:
+                tar = self.dataset.tar(shard)
+                self._places += [(tar, key, files) for key, files in sidecar["items"].items()]
+        if unfinished and not partial:
+            raise DatasetError(
+                f"{folder}: {len(unfinished)} of {len(self.dataset.shards)} shards are not finished (the first is "
+                f"{unfinished[0]}): run generate again, or read what is there with partial."
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[dict]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict:
+        key, files = self.read_bytes(index)
+        return {"__key__": key, **{extension: decode(extension, data) for extension, data in files.items()}}
+
+    def read_bytes(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """Key and undecoded files of an item."""
+        tar, key, places = self._places[index]
+        files = {}
+        with open(tar, "rb") as file:
+            for extension, (offset, size) in places.items():
+                file.seek(offset)
+                files[extension] = file.read(size)
+        return key, files
+
+

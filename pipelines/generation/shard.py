@@ -1,0 +1,78 @@
+"""From items to a shard: a tar file whose bytes follow from the settings alone, and its sidecar."""
+
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+from ..files import TEMPORARY_PREFIX, atomic_file, sha256_of_file, write_json
+from ..randomness import seed_of
+from .dataset import Dataset, key_of
+from .recipe import Recipe, Rejected, encode
+
+
+class OutOfAttempts(Exception):
+    """An item was rejected too often; the message counts the reasons and says what to change."""
+
+
+def make_shard(
+    dataset: Dataset, shard: int, recipe: Recipe, max_attempts: int, on_attempt: Callable[[int, int], None]
+) -> None:
+    """Write tar file and sidecar of ``shard``; on any exception nothing is left behind.
+
+    ``on_attempt(item, rejects so far)`` is called before every attempt and may raise to stop. Raises ``OutOfAttempts``,
+    ``DiskFullError``, and whatever the recipe raises.
+    """
+    tar_path, rejects, index = dataset.tar(shard), [], {}
+    _remove_leftovers(tar_path)
+    with atomic_file(tar_path) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for item in dataset.items(shard):
+                files = _make_item(dataset, item, recipe, max_attempts, rejects, on_attempt)
+                index[key_of(item)] = _add_item(tar, key_of(item), files)
+        facts = {"name": tar_path.name, "bytes": temporary.stat().st_size, "sha256": sha256_of_file(temporary)}
+        # A shard that grows has a sidecar already, which must not outlive the tar file it describes.
+        dataset.sidecar(shard).unlink(missing_ok=True)
+    sidecar = {"fingerprint": dataset.fingerprint, "tar": facts, "kept": len(index), "rejected": len(rejects)}
+    write_json(dataset.sidecar(shard), {**sidecar, "rejects": rejects, "items": index})
+
+
+def _make_item(dataset: Dataset, item: int, recipe: Recipe, max_attempts: int, rejects: list, on_attempt) -> dict:
+    """The encoded files of an item by extension; every item has a "json" that tells how to make it again."""
+    reasons = Counter()
+    for attempt in range(max_attempts):
+        on_attempt(item, len(rejects))
+        seed = seed_of(dataset.seed, recipe.name, item, attempt)
+        parameters = recipe.parameters(item, seed)
+        try:
+            files = recipe.make(parameters, seed)
+        except Rejected as rejected:
+            reasons[str(rejected)] += 1
+            rejects.append({"item": item, "attempt": attempt, "reason": str(rejected)})
+            continue
+        origin = {"item": item, "attempt": attempt, "seed": seed, "parameters": parameters}
+        files = {**files, "json": {**files.get("json", {}), **origin}}
+        return {extension: encode(extension, content) for extension, content in files.items()}
+    tally = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    raise OutOfAttempts(
+        f"item {item} was rejected {max_attempts} times ({tally}). Start again with a larger --max-attempts; or begin "
+        "a new folder with looser settings, those that the reasons name."
+    )
+
+
+def _add_item(tar: tarfile.TarFile, key: str, files: dict[str, bytes]) -> dict[str, list[int]]:
+    """Append the files in sorted order; returns where each one's bytes are: [offset, size] by extension."""
+    places = {}
+    for extension in sorted(files):
+        header = tarfile.TarInfo(f"{key}.{extension}")  # its defaults are constant: time 0, user 0, mode 644
+        header.size = len(files[extension])
+        places[extension] = [tar.offset + tarfile.BLOCKSIZE, header.size]
+        tar.addfile(header, BytesIO(files[extension]))
+    return places
+
+
+def _remove_leftovers(tar_path: Path) -> None:
+    """What a killed worker, here or on another machine, left of this shard: whoever has the lease may remove it."""
+    for leftover in tar_path.parent.glob(f"{TEMPORARY_PREFIX}*-{tar_path.name}"):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""Checks a data set down to every byte, and finds all that is wrong before it says so."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ..files import sha256_of_file
+from .dataset import Dataset, key_of
+from .recipe import decode
+
+
+def verify_dataset(dataset: Dataset, on_shard: Callable[[int], None] = lambda shard: None) -> dict[int, list[str]]:
+    """What is wrong in the shards that have a sidecar, by shard; empty if nothing is. Unfinished ones are no fault.
+
+    Checked are the fingerprint, size and SHA-256 of the tar file, its item keys and their order, that the index finds
+    every file, and that every picture, text, JSON and npz can be decoded. ``on_shard`` is called before each shard and
+    may raise to stop.
+    """
+    problems = {}
+    for shard in dataset.shards:
+        on_shard(shard)
+        found = verify_shard(dataset, shard) if dataset.sidecar(shard).exists() else []
+        if found:
+            problems[shard] = found
+    return problems
+
+
+def repair(dataset: Dataset, shards) -> None:
+    """Forget these shards, so that ``generate`` makes them anew."""
+    for shard in shards:
+        dataset.sidecar(shard).unlink(missing_ok=True)
+
+
+def verify_shard(dataset: Dataset, shard: int) -> list[str]:
+    """All that is wrong with one shard that has a sidecar."""
+    try:
+        sidecar = json.loads(dataset.sidecar(shard).read_text(encoding="utf-8"))
+        facts, index = sidecar["tar"], sidecar["items"]
+        expected = (facts["bytes"], facts["sha256"], sidecar["kept"], sidecar["rejected"], sidecar["fingerprint"])
+        problems = _check_counts(dataset, shard, sidecar)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"its sidecar cannot be read ({type(error).__name__}: {error})"]
+    if expected[-1] != dataset.fingerprint:
+        problems.append(f"it was made with other settings ({expected[-1]}, not {dataset.fingerprint})")
+    tar = dataset.tar(shard)
+    if not tar.is_file():
+        return [*problems, f"{tar.name} is missing"]
+    if tar.stat().st_size != expected[0]:
+        problems.append(f"{tar.name} has {tar.stat().st_size} bytes instead of {expected[0]}")
+    elif sha256_of_file(tar) != expected[1]:
+        problems.append(f"{tar.name} has changed (SHA-256 differs)")
+    return problems + _check_members(tar, index)
+
+
+def _check_counts(dataset: Dataset, shard: int, sidecar: dict) -> list[str]:
+    problems = []
+    expected = [key_of(item) for item in dataset.items(shard)]
+    if list(sidecar["items"]) != expected:
+        problems.append(f"its sidecar lists {len(sidecar['items'])} items, not the {len(expected)} from {expected[0]} "
+                        f"to {expected[-1]}")  # fmt: skip
+    if sidecar["kept"] != len(sidecar["items"]) or sidecar["rejected"] != len(sidecar["rejects"]):
+        problems.append("its sidecar's counts of items kept or rejected do not add up")
+    return problems
+
+
+def _check_members(tar_path: Path, index: dict[str, dict]) -> list[str]:
+    """Read the tar file itself, from front to back, and hold what is found against the index."""
+    problems, found = [], []
+    try:
+        with tarfile.open(tar_path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                found.append((key, extension, [member.offset_data, member.size]))
+                problems += _check_member(extension, member.name, tar.extractfile(member).read())
+    except (tarfile.TarError, OSError, EOFError) as error:
+        problems.append(f"{tar_path.name} is no complete tar file ({error})")
+    listed = [(key, extension, place) for key, files in index.items() for extension, place in files.items()]
+    if found != listed:
+        problems.append(f"{tar_path.name} holds {len(found)} files, which are not the {len(listed)} of its sidecar")
+    return problems
+
+
+def _check_member(extension: str, name: str, data: bytes) -> list[str]:
+    try:
+        decode(extension, data)
+    except Exception as error:  # each format's reader has its own ways to fail
+        return [f"{name} cannot be decoded ({type(error).__name__}: {error})"]
+    return []
