@@ -32,7 +32,7 @@ import pack
 
 # Name: (module, class) below the pack; imported only when asked for.
 TASKS = {"lora": ("pipelines.training.lora_task", "LoraFineTune")}
-MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "accelerate", "peft", "tomlkit",
+MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "accelerate", "tomlkit",
            "tensorboardX", "tqdm")  # fmt: skip
 PLACEHOLDER = "CHANGE-ME"
 

@@ -2,9 +2,21 @@
 
 Images are float tensors ``[B, 3, H, W]`` in 0..1, masks ``[B, 1, H, W]`` in 0..1, unless a docstring says otherwise.
 
-``images``   reading, checking and matching of images and masks (shared service)
-``filters``  window sums and the guided filter (shared service)
-``masks``    mask upsampling (shared service)
-``metrics``  scores that compare two images (shared service)
-``spl``      structure-preserving editing with a bidirectional local-linear loss
+Shared services
+
+``images``         reading, checking and matching of images and masks
+``filters``        window sums and the guided filter
+``files``          files that appear whole or not at all
+``stop``           stopping long runs on request
+``randomness``     random numbers as a function of what they are for
+``configuration``  settings from TOML and the command line
+``masks``          mask upsampling
+``metrics``        scores that compare two images
+``weights``        base models from a folder or a single file
+``training``       one trainer for every task; LoRA fine-tuning
+``generation``     one engine for every data set
+
+Methods
+
+``spl``            structure-preserving editing with a bidirectional local-linear loss
 """

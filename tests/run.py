@@ -16,9 +16,10 @@ from comfyui_environment import comfyui_python, environment, load_script
 
 MODULES = (
     *("torch", "diffusers", "transformers", "safetensors", "insightface", "cv2", "numpy", "einops", "huggingface_hub"),
-    *("skimage", "aiohttp", "pytest", "ruff", "piq"),
+    *("skimage", "aiohttp", "accelerate", "tensorboardX", "tomlkit"),
+    *("pytest", "ruff", "piq", "webdataset"),
 )
-EXTRA_REQUIREMENTS = ("pytest", "ruff")
+EXTRA_REQUIREMENTS = ("pytest", "ruff", "webdataset")
 # piq wants torchvision for scores that we do not compare with, and torchvision a matching build of torch.
 WITHOUT_DEPENDENCIES = ("piq==0.8.0",)
 NO_TESTS_COLLECTED = 5

@@ -84,7 +84,7 @@ def test_training_moves_all_adapters_and_nothing_else(world, straight):
     start = tiny_trainer(tiny_settings(world, straight.parent / "unused")).task.load(torch.device("cpu"), torch.float32)
     weights = newest(straight).tensors["weights"]
     assert set(weights) == {name for name, value in start.named_parameters() if value.requires_grad}
-    assert all(".lora_" in name for name in weights)
+    assert all(".lora." in name for name in weights)
     for name, value in start.named_parameters():
         if value.requires_grad:
             assert not torch.equal(value, weights[name]), f"{name} was not trained"
@@ -396,7 +396,7 @@ def test_the_loss_falls_when_eight_portraits_are_overfitted(family, tmp_path):
     after = fixed_loss(trainer)
     with torch.no_grad():
         for name, value in trainer.trained.items():
-            value.mul_(0 if ".lora_B." in name else 1)  # the adapters as they were before the first step
+            value.mul_(0 if ".lora.up." in name else 1)  # the adapters as they were before the first step
     before = fixed_loss(trainer)
     print(f"{family}: loss {before:.3f} -> {after:.3f}")
     assert after < 0.6 * before
@@ -427,7 +427,7 @@ def test_export_of_a_kept_checkpoint_needs_no_model_and_no_data(straight, tmp_pa
     weights = load_file(output / "checkpoints" / "step-00000004" / "weights.safetensors")
     exported = load_file(target)
     assert len(exported) == len(weights) // 2 * 3
-    name = "conv_in.lora_A.default.weight"
+    name = "conv_in.lora.down.weight"
     torch.testing.assert_close(exported["lora_unet_conv_in.lora_down.weight"], weights[name], rtol=0, atol=0)
 
 

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -12,7 +11,6 @@ from ..files import atomic_file
 from ..randomness import seed_of
 
 LAYERS = ("attention", "attention+convolution", "all")
-ADAPTER = "default"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -34,17 +32,46 @@ def target_layers(unet: nn.Module, layers: str) -> list[str]:
     ]
 
 
+class Adapter(nn.Module):
+    """The product of two small matrices beside a linear or convolutional layer: (alpha / rank) up(down(x)).
+
+    A convolution's ``down`` has its kernel, stride and padding, its ``up`` is 1x1 (kohya's LoCon). Starts as zero.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float):
+        super().__init__()
+        if isinstance(layer, nn.Conv2d):
+            shape = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+            self.down = nn.Conv2d(layer.in_channels, rank, **shape, bias=False)
+            self.up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+        else:
+            self.down = nn.Linear(layer.in_features, rank, bias=False)
+            self.up = nn.Linear(rank, layer.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.scale = alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.down.weight.dtype)
+        return self.up(self.down(x)) * self.scale
+
+
 def add_lora(unet: nn.Module, layers: str, rank: int, alpha: float, seed: int) -> None:
-    """Freeze ``unet`` and give it float32 adapters that change nothing yet; the same seed gives the same ones."""
+    """Freeze ``unet`` and give it float32 adapters that change nothing yet; the same seed gives the same ones.
+
+    They hang on their layers as the submodule ``lora``, so every other parameter keeps its name.
+    """
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=target_layers(unet, layers))
+    targets = [unet.get_submodule(name) for name in target_layers(unet, layers)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "lora"))
-        inject_adapter_in_model(config, unet, ADAPTER)
-    for name, parameter in unet.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
+        for layer in targets:
+            layer.lora = Adapter(layer, rank, alpha)
+            layer.register_forward_hook(_add_adapter)
+
+
+def _add_adapter(layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output + layer.lora(inputs[0]).to(output.dtype)
 
 
 def kohya_tensors(weights: dict[str, Tensor], alpha: float, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -54,10 +81,9 @@ def kohya_tensors(weights: dict[str, Tensor], alpha: float, dtype: torch.dtype) 
     """
     tensors = {}
     for name, tensor in weights.items():
-        layer, which = name.removesuffix(f".{ADAPTER}.weight").rsplit(".", 1)
+        layer, _, part = name.removesuffix(".weight").partition(".lora.")
         key = "lora_unet_" + layer.replace(".", "_")
-        part = {"lora_A": "lora_down", "lora_B": "lora_up"}[which]
-        tensors[f"{key}.{part}.weight"] = tensor.detach().to("cpu", dtype).contiguous()
+        tensors[f"{key}.lora_{part}.weight"] = tensor.detach().to("cpu", dtype).contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
     return tensors
 

@@ -12,9 +12,9 @@ import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from likeness.pipelines.spl.pipeline import StructureGuidedImg2ImgPipeline
 from likeness.pipelines.training.lora import kohya_tensors, target_layers
+from likeness.pipelines.weights import load_base_model
 from likeness.pipelines.weights.architectures import unet_config
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
+from safetensors.torch import load_file
 from test_weights import ARCHITECTURES, Checkpoint, comfyui_unet, our_prediction, relative_error
 from tiny_models import CPU
 from tiny_training import tiny_settings, tiny_trainer, write_portraits
@@ -46,11 +46,15 @@ class Trained:
         return comfyui_nodes.LoraLoaderModelOnly().load_lora_model_only(self.patcher, self.file.name, strength)[0]
 
     def merged(self) -> UNet2DConditionModel:
-        """Our trained UNet with the adapters added into its weights by peft."""
-        for module in self.trainer.network.modules():
-            if isinstance(module, BaseTunerLayer) and not module.merged:
-                module.merge()
-        return self.trainer.network.eval()
+        """The base UNet of diffusers with the file's products added to its weights by hand."""
+        unet = load_base_model(self.checkpoint.path, parts=("unet",)).unet
+        lora = load_file(self.file)
+        for name, module in unet.named_modules():
+            key = "lora_unet_" + name.replace(".", "_")
+            if f"{key}.alpha" in lora:
+                down, up = (lora[f"{key}.lora_{part}.weight"].flatten(1) for part in ("down", "up"))
+                module.weight += float(lora[f"{key}.alpha"]) / len(down) * (up @ down).reshape(module.weight.shape)
+        return unet
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -64,8 +68,7 @@ def test_the_stock_loader_uses_every_key_and_the_model_changes_as_the_merged_one
     with caplog.at_level(logging.WARNING):
         patched = trained.in_comfyui(1.0)
     assert not [record.message for record in caplog.records], "ComfyUI left keys out"
-    with safe_open(trained.file, "pt") as file:
-        layers = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118 - it is no dictionary
+    layers = {key.split(".")[0] for key in load_file(trained.file)}
     assert len(patched.patches) == len(layers) == len(trained.trainer.trained) // 2
 
     generator = torch.Generator().manual_seed(5)
@@ -145,8 +148,8 @@ def test_at_real_size_comfyui_knows_a_place_for_every_layer(name, caplog):
         inside = getattr(module, "in_channels", None) or module.in_features
         outside = module.weight.shape[0]
         kernel = tuple(module.weight.shape[2:])
-        weights[f"{layer}.lora_A.default.weight"] = torch.zeros(1, inside, *kernel)
-        weights[f"{layer}.lora_B.default.weight"] = torch.zeros(outside, 1, *[1] * len(kernel))
+        weights[f"{layer}.lora.down.weight"] = torch.zeros(1, inside, *kernel)
+        weights[f"{layer}.lora.up.weight"] = torch.zeros(outside, 1, *[1] * len(kernel))
     tensors = kohya_tensors(weights, 1.0, torch.float16)
     keys = comfy.lora.model_lora_keys_unet(model, {})
     with caplog.at_level(logging.WARNING):
