@@ -78,7 +78,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     commands.choices["export-folder"].add_argument(
         "--partial", action="store_true", help="what is finished of an unfinished data set"
     )
-    return parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        if hasattr(options, "recipe"):
+            from likeness.pipelines.configuration import unknown_option
+
+            raise ValueError(unknown_option(unknown[0], settings_class(find_recipe(options.recipe))))
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 def command(commands, run: Callable[[argparse.Namespace], int], name: str, summary: str) -> argparse.ArgumentParser:

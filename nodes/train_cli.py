@@ -7,13 +7,15 @@
   python nodes/train_cli.py export runs/anna --step 1500 --file anna-1500.safetensors
 
 train   does all that check does, then trains. The same command again goes on from the newest good checkpoint.
-        Ctrl-C, SIGTERM or a file OUTPUT/STOP: saves and ends with 0; a second signal ends at once.
+        Ctrl-C, SIGTERM or a file OUTPUT/STOP: saves and ends with 0; a second signal ends at once. (accelerate's
+        launcher itself ends with 1 after a signal; with it, use the file.)
 check   decodes every file, looks for captions, sizes and duplicates, estimates the disk, makes one trial step at the
         largest size, one validation and one save; trains nothing.
-export  writes the file that a user loads, from any checkpoint that is kept.
+export  writes the file that a user loads, from any checkpoint that is kept; settings such as --export-dtype may differ
+        from those of the run.
 
 Settings come from a TOML file (--config), and from the command line, which wins; --dump-config prints them all as TOML.
-TASK --help explains each. In OUTPUT: checkpoints, samples (validation pictures), logs (for TensorBoard), cache
+`train TASK --help` explains each. In OUTPUT: checkpoints, samples (validation pictures), logs (for TensorBoard), cache
 (encoded data), settings.toml, and NAME.safetensors when it is done. Needs nothing from the network.
 
 Ends with 0 when finished or stopped as asked, 1 when something went wrong (the message says what to do), 2 for a
@@ -39,6 +41,9 @@ PLACEHOLDER = "CHANGE-ME"
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
+    if arguments[:1] in (["train"], ["check"]) and arguments[1:2] in ([], ["-h"], ["--help"]):
+        print(f"usage: train_cli.py {arguments[0]} TASK [settings], TASK one of: {', '.join(sorted(TASKS))}")
+        return 0 if arguments[1:] else 2
     options, rest = _front_parser().parse_known_args(arguments)
     environment.ensure_environment(MODULES)
     # transformers tells of every optional package that is missing, once a process.
@@ -100,25 +105,23 @@ def run_task(options: argparse.Namespace, rest: list[str]) -> int:
     from likeness.pipelines.training import Trainer
 
     cls = task_class(options.task)
-    given = _parse_settings(options, cls, rest)
+    given = _parse_settings(f"train_cli.py {options.command} {options.task}", cls, rest)
     settings = _settings(cls, given)
     if given.dump_config:
         print(dump_toml(settings), end="")
         return 0
     trainer = Trainer(cls(settings.task, settings.run.seed), settings)
-    if options.command == "check":
-        trainer.check()
+    if options.command == "train":
+        trainer.run()
+    elif trainer.check():
         print("All checks passed.")
-        return 0
-    trainer.run()
     return 0
 
 
-def _parse_settings(options: argparse.Namespace, cls: type, rest: list[str]) -> argparse.Namespace:
+def _parse_settings(program: str, cls: type, rest: list[str]) -> argparse.Namespace:
     from likeness.pipelines.configuration import SettingsError, add_arguments, unknown_option
     from likeness.pipelines.training import settings_class
 
-    program = f"train_cli.py {options.command} {options.task}"
     parser = argparse.ArgumentParser(
         prog=program, usage=f"{program} [settings]", description=f"{cls.summary}.", allow_abbrev=False
     )
@@ -164,17 +167,18 @@ def _placeholders(settings_class: type) -> dict[str, dict]:
 
 def export(options: argparse.Namespace, rest: list[str]) -> int:
     """Write the exported file of a kept checkpoint; needs neither the base model nor the data."""
-    from likeness.pipelines.configuration import build_settings
+    from likeness.pipelines.configuration import build_settings, given_on_command_line
     from likeness.pipelines.training import CheckpointStore, export_checkpoint, settings_class
 
-    if rest:
-        raise ValueError(f"unknown: {' '.join(rest)}. See train_cli.py export --help.")
     checkpoint = CheckpointStore(options.run / "checkpoints", keep=1).load(options.step)
     if checkpoint is None:
         raise ValueError(f"{options.run} holds no checkpoint: give the output folder of a run.")
     cls = task_class(checkpoint.state["task"])
-    settings = build_settings(settings_class(cls), checkpoint.state["settings"])
+    changes = given_on_command_line(_parse_settings("train_cli.py export RUN", cls, rest))
+    settings = build_settings(settings_class(cls), checkpoint.state["settings"], changes)
     target = options.file or options.run / f"{settings.run.name}-{checkpoint.step:08d}.safetensors"
+    if target.suffix != ".safetensors":
+        raise ValueError(f"--file is {target}: give a name that ends with .safetensors.")
     target.parent.mkdir(parents=True, exist_ok=True)
     task = cls(settings.task, settings.run.seed)
     for path in export_checkpoint(task, settings, checkpoint, target.parent, target.stem, options.ema):

@@ -6,6 +6,7 @@ command-line options with their help, the checks, the errors and the TOML that `
 
 import argparse
 import difflib
+import math
 import types
 import typing
 from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass, replace
@@ -84,7 +85,7 @@ def read_toml(path: str | Path) -> dict[str, dict]:
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        return tomlkit.parse(Path(path).read_text(encoding="utf-8")).unwrap()
+        return tomlkit.parse(Path(path).read_text(encoding="utf-8-sig")).unwrap()
     except OSError as error:
         raise SettingsError(f"{path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
     except (TOMLKitError, UnicodeDecodeError) as error:
@@ -97,8 +98,10 @@ def build_settings(settings_class: type, *layers: dict[str, dict], where: str = 
     merged: dict[str, dict] = {name: {} for name in known}
     for layer in layers:
         for section, values in layer.items():
-            if section not in known or not isinstance(values, dict):
+            if section not in known:
                 raise SettingsError(f"{where} has an unknown section [{section}]: {_nearest(section, known)}")
+            if not isinstance(values, dict):
+                raise SettingsError(f"{section} in {where} is {values!r}: it is a section, write [{section}] above it.")
             merged[section].update(values)
     return settings_class(**{name: _build_section(name, cls, merged[name], known) for name, cls in known.items()})
 
@@ -161,7 +164,7 @@ def _convert_one(section: str, entry: Field, kind: type, value):
         raise wrong
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if kind is int and isinstance(value, float) and converted != value:
         raise wrong
@@ -173,8 +176,8 @@ def _check_range(name: str, value, entry: Field) -> None:
     low, high, choices = (entry.metadata[key] for key in ("minimum", "maximum", "choices"))
     if choices and value not in choices:
         raise SettingsError(f"{name} is {value!r}: {_nearest(str(value), choices)} Allowed: {', '.join(choices)}.")
-    if isinstance(value, float) and value != value:
-        raise SettingsError(f"{name} is not a number.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{name} is {value}: it must be a finite number.")
     if low is not None and value < low:
         raise SettingsError(f"{name} is {value}: it must be at least {low}.")
     if high is not None and value > high:

@@ -29,7 +29,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     The bytes are on the disk before the name is. Raises ``DiskFullError`` where there is no room.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         with clear_disk_errors(path):
             yield temporary
@@ -44,7 +44,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder to fill; it becomes ``path`` (which must not exist) when the block ends well."""
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         with clear_disk_errors(path):
             temporary.mkdir(parents=True)
@@ -112,6 +112,33 @@ def process_is_alive(process: int) -> bool:
 
 
 @contextmanager
+def exclusive(path: str | Path, what: str) -> Iterator[None]:
+    """Block in which no other process holds the lock file ``path``; the system frees it when its holder is gone.
+
+    Raises ``BlockingIOError`` saying that ``what`` is in use.
+    """
+    with open(path, "a+b") as file:
+        try:
+            _lock(file)
+        except OSError:
+            raise BlockingIOError(
+                f"{what} is in use by another process: wait for it or stop it, or choose another folder."
+            ) from None
+        yield
+
+
+def _lock(file) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
 def clear_disk_errors(path: str | Path) -> Iterator[None]:
     """Turn "no space left" in any of its dresses into a ``DiskFullError`` that names the place and the mend."""
     try:
@@ -141,7 +168,8 @@ def _free_text(path: Path) -> str:
     return f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB free"
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
+    """A name beside ``path`` that ``remove_leftovers`` knows as this process's."""
     return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{MACHINE}-{path.name}")
 
 

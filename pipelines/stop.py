@@ -28,9 +28,9 @@ class StopRequest:
         self._previous: dict = {}
 
     def __enter__(self) -> "StopRequest":
-        if self.file is not None and self.file.exists():
+        if self.file is not None and self.file.is_file():
             print(f"Removed {self.file}, left from an earlier run.", flush=True)
-            self.file.unlink()
+            self.file.unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
@@ -46,7 +46,7 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         """True once a stop was asked for, and from then on."""
-        if self.reason is None and self.file is not None and self.file.exists():
+        if self.reason is None and self.file is not None and self.file.is_file():
             self.reason = f"the file {self.file}"
         return self.reason is not None
 

@@ -240,7 +240,7 @@ def test_a_session_from_config_to_export(tmp_path, main):
         (["generate", "structure_pairs"], 1, "--output is missing"),
         (["generate", "structure_pairs", "--output", "x", "--photos", "nowhere"], 1, "--photos is .*nowhere: no such"),
         (["generate", "structure_pairs", "--output", "x", "--size", "7"], 1, "size in .recipe. is 7: .* at least 32"),
-        (["generate", "structure_pairs", "--output", "x", "--siez", "64"], 2, "unrecognized arguments: --siez"),
+        (["generate", "structure_pairs", "--output", "x", "--siez", "64"], 1, "--siez: did you mean --size"),
         (["generate", TILES, "--output", "x", "--engine", "spark"], 1, "engine in .run. is 'spark'.*local, ray"),
         (["status", "."], 1, "holds no data set"),
         ([], 2, "COMMAND"),

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 import tiny_training
 import torch
 from accelerate.state import AcceleratorState
+from comfyui_environment import load_script
 from likeness.pipelines.configuration import dump_toml
-from likeness.pipelines.files import DiskFullError
+from likeness.pipelines.files import DiskFullError, exclusive
 from likeness.pipelines.images import load_image
 from likeness.pipelines.training import (
     BatchRandom,
@@ -272,33 +274,70 @@ def test_a_full_disk_is_told_clearly_and_leaves_the_last_checkpoint_whole(world,
 
 def test_a_run_that_cannot_fit_on_the_disk_does_not_start(world, small_disk, tmp_path):
     settings = tiny_settings(world, small_disk / "run", run__keep=50, run__cache=str(tmp_path / "cache"))
-    with pytest.raises(TrainingError, match="disk is too small.*of checkpoints; .* are free"):
+    with pytest.raises(TrainingError, match="disk of .*run is too small: .* are needed, .* are free"):
         tiny_trainer(settings).run()
 
 
 def launch(world, output, processes: int, batch_size: int, **options):
     config = output.with_suffix(".toml")
-    # --multi_gpu means several processes, without a GPU on the CPU; --cpu would silently start only one.
-    options_of_accelerate = ["--multi_gpu"] if processes > 1 else ["--cpu"]
-    options_of_accelerate += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
-                              "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options_of_accelerate, TRAIN_CLI, "train", "lora",
-               "--config", str(config)]  # fmt: skip
-    settings = tiny_settings(world, output, run__batch_size=batch_size, **options)
-    config.write_text(dump_toml(settings))
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    config.write_text(dump_toml(tiny_settings(world, output, run__batch_size=batch_size, **options)))
+    done = accelerate_launch(processes, TRAIN_CLI, "train", "lora", "--config", str(config))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     checkpoint = newest(output)
     assert checkpoint.state["global_batch"] == 4
     return checkpoint
 
 
+def accelerate_launch(processes: int, *script: str) -> subprocess.CompletedProcess:
+    # --multi_gpu means several processes, without a GPU on the CPU; --cpu would silently start only one.
+    options = ["--multi_gpu"] if processes > 1 else ["--cpu"]
+    options += ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
+                "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *script]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+ONE_BAD_PICTURE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny_training import tiny_settings, tiny_trainer
+world, output, skip = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "skip"
+trainer = tiny_trainer(tiny_settings(world, output, run__skip_bad=skip))
+encode = trainer.task.encode
+
+def broken(source):
+    if source.kind == "latents" and source.payload[0].name == "3.png":
+        raise ValueError("this one cannot be encoded")
+    return encode(source)
+
+trainer.task.encode = broken
+trainer.run()
+"""
+
+
+@pytest.mark.parametrize("skip", ["skip", "stop"])
+def test_what_one_process_cannot_encode_is_known_to_all(world, tmp_path, skip):
+    script = tmp_path / "script.py"
+    script.write_text(ONE_BAD_PICTURE)
+    done = accelerate_launch(2, str(script), str(Path(__file__).parent), str(world), str(tmp_path / "run"), skip)
+    if skip == "skip":
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert newest(tmp_path / "run").state["examples"] == 7
+    else:
+        assert done.returncode == 1
+        assert done.stderr.count("TrainingError: 1 sources could not be encoded") >= 2, done.stderr[-3000:]
+
+
 def test_two_processes_train_like_one_with_the_same_global_batch(world, tmp_path):
+    """The two also stop halfway and go on."""
     # AdamW turns a gradient that is zero but for rounding into a whole step, unless its epsilon is above that rounding.
-    one = launch(world, tmp_path / "one", 1, 4, optimizer__epsilon=1e-4)
-    two = launch(world, tmp_path / "two", 2, 2, optimizer__epsilon=1e-4)
-    accumulated = launch(world, tmp_path / "accumulated", 1, 1, run__accumulation=4, optimizer__epsilon=1e-4)
+    common = {"optimizer__epsilon": 1e-4, "optimizer__schedule": "constant"}
+    one = launch(world, tmp_path / "one", 1, 4, **common)
+    assert launch(world, tmp_path / "two", 2, 2, run__steps=4, **common).step == 4
+    two = launch(world, tmp_path / "two", 2, 2, **common)
+    accumulated = launch(world, tmp_path / "accumulated", 1, 1, run__accumulation=4, **common)
     for other in (two, accumulated):
         torch.testing.assert_close(other.tensors, one.tensors, rtol=0, atol=1e-5)
     start = tiny_trainer(tiny_settings(world, tmp_path / "x")).task.load(torch.device("cpu"), torch.float32)
@@ -357,7 +396,7 @@ def test_check_rehearses_everything_and_leaves_no_step(world, tmp_path):
     trainer.task.load = remember
     trainer.check()
     assert trainer.store.steps() == []
-    assert not list((tmp_path / "run").glob("rehearsal-*"))
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
     torch.testing.assert_close(dict(trainer.trained), before, rtol=0, atol=0)
     assert not trainer.optimizer.state
 
@@ -431,14 +470,14 @@ def test_export_of_a_kept_checkpoint_needs_no_model_and_no_data(straight, tmp_pa
     torch.testing.assert_close(exported["lora_unet_conv_in.lora_down.weight"], weights[name], rtol=0, atol=0)
 
 
-def test_the_command_ends_with_0_on_sigterm_and_at_once_on_a_second_one(world, tmp_path):
+def test_the_command_ends_with_0_on_sigterm(world, tmp_path):
     config = tmp_path / "run.toml"
     config.write_text(dump_toml(tiny_settings(world, tmp_path / "run", run__steps=10**6)))
     command = [sys.executable, TRAIN_CLI, "train", "lora", "--config", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 90
-    while not (tmp_path / "run" / "checkpoints").exists() and time.monotonic() < deadline:
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     text, _ = child.communicate(timeout=60)
@@ -476,3 +515,135 @@ def test_other_families_train_in_bf16_with_every_option_on(family, tmp_path):
     assert {value.dtype for value in trainer.trained.values()} == {torch.float32}
     frozen = {value.dtype for value in trainer.network.parameters() if not value.requires_grad}
     assert frozen == {torch.bfloat16}
+
+
+def test_a_trial_step_that_is_not_finite_ends_the_run_before_it_begins(world, tmp_path):
+    trainer = tiny_trainer(tiny_settings(world, tmp_path / "run"))
+    losses = trainer.task.losses
+    trainer.task.losses = lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}
+    with pytest.raises(TrainingError, match=r"trial step is not finite \(diffusion nan.*\.png"):
+        trainer.check()
+    assert all(torch.isfinite(value).all() for value in trainer.trained.values())
+
+
+@pytest.mark.parametrize("interrupt", [encode_stops, training_stops])
+def test_a_stop_during_check_is_no_error(world, tmp_path, interrupt):
+    trainer = tiny_trainer(tiny_settings(world, tmp_path / "run"))
+    calls = {"encode_stops": "encode", "training_stops": "losses"}[interrupt.__name__]
+    setattr(trainer.task, calls, SignalAt(getattr(trainer.task, calls), 1))
+    assert trainer.check() is False
+
+
+def test_pruning_counts_neither_damaged_nor_later_checkpoints(straight, tmp_path):
+    folder = shutil.copytree(straight / "checkpoints", tmp_path / "checkpoints")
+    shutil.copytree(folder / "step-00000008", folder / "step-00000012")
+    for step in (8, 12):
+        DAMAGES["truncated"](folder / f"step-{step:08d}" / "weights.safetensors")
+    store = CheckpointStore(folder, keep=1)
+    good = store.load()
+    assert good.step == 4
+    store.save(checkpoints_module.Checkpoint(5, good.tensors, good.objects, good.state))
+    assert store.load().step == 5
+
+
+def test_a_resumed_run_obeys_changed_settings_of_the_optimiser(world, straight, tmp_path):
+    output = shutil.copytree(straight, tmp_path / "run")
+    changes = {"optimizer__weight_decay": 0.5, "optimizer__beta1": 0.5, "optimizer__epsilon": 1e-3}
+    trainer = run(world, output, run__steps=10, **changes)
+    [group] = trainer.optimizer.state_dict()["param_groups"]
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.5, (0.5, 0.999), 1e-3)
+    assert next(iter(trainer.optimizer.state.values()))["step"] == 10
+
+
+def test_the_average_of_the_weights_follows_its_formula(world, tmp_path):
+    """Decay min(0.9, k / (9 + k)) at the k-th step after the first, which is taken as it is."""
+    trainer = run(world, tmp_path / "run", run__save_every=1, run__keep=99)
+    name = "conv_in.lora.up.weight"
+    average = None
+    for step in range(1, 9):
+        checkpoint = trainer.store.load(step)
+        decay = min(0.9, step / (9 + step))
+        weight = checkpoint.tensors["weights"][name]
+        average = weight if average is None else decay * average + (1 - decay) * weight
+        torch.testing.assert_close(checkpoint.tensors["ema"][name], average, rtol=1e-5, atol=1e-8)
+
+
+def test_one_output_belongs_to_one_run_at_a_time(world, tmp_path):
+    (tmp_path / "run").mkdir()
+    trainer = tiny_trainer(tiny_settings(world, tmp_path / "run"))
+    with exclusive(tmp_path / "run" / ".lock", "x"), pytest.raises(BlockingIOError, match="run is in use by another"):
+        trainer.run()
+    assert trainer.run()
+
+
+def command(capfd, *words: str) -> tuple[int, str]:
+    for name in ("pack", "environment", "comfyui_server"):
+        load_script(name)
+    code = load_script("train_cli").main(list(words))
+    return code, capfd.readouterr().err
+
+
+MISTAKES = {
+    "output inside of the data": (["--output", "{world}/photos/run"], "lies inside of --data .*photos"),
+    "a name with folders": (["--name", "../x"], "name in .run. is '../x': give a plain name"),
+    "no such model": (["--model", "nowhere"], "--model nowhere: no such file or folder"),
+    "no such data": (["--data", "nowhere"], "nowhere: no such folder"),
+    "a picture as model": (["--model", "{world}/photos/0.png"], "0.png"),
+    "an odd bucket step": (["--bucket-step", "9"], "--bucket-step is 9: this model needs a multiple of 2"),
+    "too small": (["--resolution", "8"], "resolution is 8, smaller than bucket_step 16"),
+    "infinite": (["--learning-rate", "inf"], "learning_rate in .optimizer. is inf: it must be a finite number"),
+    "a mistyped option": (["--stepps", "3"], "unknown option --stepps: did you mean --steps"),
+    "a choice that is none": (["--layers", "atention"], "did you mean 'attention'"),
+    "a huge seed": (["--seed", "99999999999999999999"], "seed in .run. is 9+: it must be at most"),
+    "fp16 without GPU": (["--precision", "fp16"], "fp16 needs a GPU"),
+    "wandb missing": (["--wandb-project", "x"], "wandb is needed here and not installed"),
+    "8 bit missing": (["--optimizer", "adamw8bit"], "bitsandbytes is needed here and not installed"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_on_the_command_line_are_answered_with_the_mend(world, tmp_path, capfd, mistake):
+    words, message = MISTAKES[mistake]
+    given = {"--model": str(world / "base"), "--data": str(world / "photos"), "--output": str(tmp_path / "run"),
+             "--resolution": "32", "--bucket-step": "16", "--precision": "fp32"}  # fmt: skip
+    given |= dict(zip(words[::2], (word.format(world=world) for word in words[1::2]), strict=True))
+    code, error = command(capfd, "check", "lora", *[part for pair in given.items() for part in pair])
+    assert code == 1
+    assert re.search(f"train_cli: .*{message}", error, re.DOTALL), error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--step", "5"], "has no checkpoint of step 5: kept are 4, 8"),
+        (["--file", "x.ckpt"], "--file is x.ckpt: give a name that ends with .safetensors"),
+        (["--exprt-dtype", "fp32"], "did you mean --export-dtype"),
+    ],
+)
+def test_mistakes_at_export_are_answered_with_the_mend(straight, capfd, words, message):
+    code, error = command(capfd, "export", str(straight), *words)
+    assert code == 1 and re.search(message, error), error
+
+
+def test_going_beyond_the_last_step_backwards_is_refused(world, straight):
+    with pytest.raises(TrainingError, match="is at step 8 already, beyond --steps 4"):
+        tiny_trainer(tiny_settings(world, straight, run__steps=4)).run()
+
+
+def test_a_changed_vocabulary_is_encoded_anew(tmp_path):
+    make_pipeline("sd1", tmp_path).save_pretrained(tmp_path / "base")
+    write_portraits(tmp_path / "photos", 1)
+
+    def text_hash():
+        task = LoraFineTune(tiny_settings(tmp_path, tmp_path / "run").task)
+        task.load(torch.device("cpu"), torch.float32)
+        return task.encoder_hash("prompt")
+
+    before = text_hash()
+    assert text_hash() == before
+    for file in (tmp_path / "base" / "tokenizer").glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        swapped = text.replace('"a</w>"', '"?"').replace('"b</w>"', '"a</w>"').replace('"?"', '"b</w>"')
+        file.write_text(swapped, encoding="utf-8")
+    assert text_hash() != before

@@ -18,7 +18,7 @@ from PIL import Image  # noqa: E402
 
 SETTINGS = {
     "task": {"resolution": 32, "bucket_step": 16, "rank": 4, "alpha": 2.0, "layers": "all", "prompts": ["a face"],
-             "validation_steps": 2, "export_dtype": "fp32"},
+             "validation_captions": 0, "validation_steps": 2, "export_dtype": "fp32"},
     "run": {"steps": 8, "batch_size": 2, "precision": "fp32", "save_every": 4, "ema_decay": 0.9, "seed": 3},
     "optimizer": {"learning_rate": 1e-3},
     "report": {"validate_every": 0, "log_every": 100},

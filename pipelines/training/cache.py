@@ -19,14 +19,12 @@ class TensorCache:
     A damaged file counts as missing, so it is made again; a changed encoder has other keys, so nothing goes stale.
     """
 
-    def __init__(self, folder: Path, encoder_hash: Callable[[str], str]):
-        self.folder, self._encoder_hash = folder, encoder_hash
-        self._hashes: dict[str, str] = {}
+    def __init__(self, folder: Path, encoder_hashes: dict[str, str]):
+        """encoder_hashes: for each kind of source the checksum of what encodes it."""
+        self.folder, self._hashes = folder, encoder_hashes
 
     def path(self, source: Source) -> Path:
         """Where the encoding of this source lies."""
-        if source.kind not in self._hashes:
-            self._hashes[source.kind] = self._encoder_hash(source.kind)
         text = "\x1f".join([source.kind, self._hashes[source.kind], source.content, source.detail])
         key = hashlib.sha256(text.encode()).hexdigest()
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -64,6 +62,12 @@ def _readable(path: Path) -> bool:
         return False
 
 
+def clean_cache(folder: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for part in folder.glob("??"):
+        remove_leftovers(part)
+
+
 def fill_cache(
     cache: TensorCache, task: Task, sources: Iterable[Source], check_stop: Callable[[], None],
     progress: Callable[[int, int], None],
@@ -72,17 +76,15 @@ def fill_cache(
 
     ``check_stop`` is called before each one and may raise; what was encoded until then stays.
     """
-    missing, failures = cache.missing(sources), []
-    if not missing:
-        return failures
-    for folder in cache.folder.glob("??"):
-        remove_leftovers(folder)
-    with task.encoders():
-        for done, source in enumerate(missing):
-            check_stop()
-            try:
-                cache.store(source, task.encode(source))
-            except ValueError as error:
-                failures.append((source, str(error)))
-            progress(done + 1, len(missing))
+    missing, failures, done = cache.missing(sources), [], 0
+    for kind in dict.fromkeys(source.kind for source in missing):
+        with task.encoders(kind):
+            for source in (source for source in missing if source.kind == kind):
+                check_stop()
+                try:
+                    cache.store(source, task.encode(source))
+                except ValueError as error:
+                    failures.append((source, str(error)))
+                done += 1
+                progress(done, len(missing))
     return failures

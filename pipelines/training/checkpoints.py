@@ -63,7 +63,7 @@ class CheckpointStore:
         found = problems(path)
         if found:
             raise CheckpointError(f"{path} was written but reads back wrong ({'; '.join(found)}): check the disk.")
-        self._prune()
+        self._prune(checkpoint.step)
         return path
 
     def steps(self) -> list[int]:
@@ -76,6 +76,9 @@ class CheckpointStore:
 
         Damaged ones are passed over with a warning. Raises ``CheckpointError`` when all are, or that of ``step`` is.
         """
+        if step is not None and step not in self.steps():
+            kept = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{self.folder} has no checkpoint of step {step}: kept are {kept}.")
         steps = [step] if step is not None else self.steps()[::-1]
         for number in steps:
             path = self._path(number)
@@ -93,8 +96,9 @@ class CheckpointStore:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _prune(self) -> None:
-        for step in self.steps()[: -self.keep]:
+    def _prune(self, newest: int) -> None:
+        # Later ones were damaged, or the run would have gone on from there: they do not count as kept.
+        for step in [step for step in self.steps() if step <= newest][: -self.keep]:
             # Under another name first: a kill halfway must not leave a folder that looks like a checkpoint.
             doomed = self.folder / f".part-0-{self._path(step).name}"
             self._path(step).rename(doomed)

@@ -18,11 +18,11 @@ def min_snr_weights(timesteps: Tensor, scheduler, gamma: float) -> Tensor:
     """Weight of each timestep's squared error ``[B]`` (Hang et al. 2023, *Min-SNR*, section 3.4).
 
     min(SNR, gamma) / SNR where noise is predicted, min(SNR, gamma) / (SNR + 1) where velocity is: both are
-    min(SNR, gamma) on the error of the clean image.
+    min(SNR, gamma) on the error of the clean image. Where there is no signal at all, noise weighs its limit, 1.
     """
     snr = compute_snr(scheduler, timesteps)
     divisor = snr + 1 if scheduler.config.prediction_type == "v_prediction" else snr
-    return snr.clamp(max=gamma) / divisor
+    return (snr.clamp(max=gamma) / divisor).nan_to_num(nan=1.0)
 
 
 def diffusion_loss(

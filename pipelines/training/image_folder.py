@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..files import sha256_of_file
 from ..images import from_uint8, open_picture
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+OTHER_EXTENSIONS = {".heic", ".heif", ".avif", ".gif", ".jxl", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw"}
 CAPTION_EXTENSIONS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
 
@@ -38,11 +39,11 @@ class FolderScan:
     warnings: list[str]
 
 
-def scan_folder(folder: Path) -> FolderScan:
+def scan_folder(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> FolderScan:
     """Decode every picture below ``folder``, find its caption: NAME.txt beside it, or ``metadata.jsonl``.
 
     ``metadata.jsonl`` has lines with ``file_name`` (from its own folder) and ``text``. Finds files that do not decode,
-    captions without a picture, and pictures that are there twice.
+    captions without a picture, pictures that are there twice, and formats that are not read. ``progress`` may raise.
     """
     if not folder.is_dir():
         return FolderScan([], [f"{folder}: no such folder. Give the folder with the pictures."], [])
@@ -51,7 +52,9 @@ def scan_folder(folder: Path) -> FolderScan:
     candidates = [path for path in files if path.suffix.lower() in EXTENSIONS]
     pictures = []
     with ThreadPoolExecutor() as pool:
-        for path, (found, error) in zip(candidates, pool.map(_decode, candidates), strict=True):
+        decoded = pool.map(_decode, candidates)
+        for number, (path, (found, error)) in enumerate(zip(candidates, decoded, strict=True), 1):
+            _or_cancel(pool, progress, number, len(candidates))
             if error:
                 errors.append(error)
                 continue
@@ -61,7 +64,22 @@ def scan_folder(folder: Path) -> FolderScan:
                 errors.append(f"the caption of {path} cannot be read ({bad}): save it as UTF-8 text.")
     if not candidates:
         errors.append(f"{folder} has no pictures ({', '.join(sorted(EXTENSIONS))}).")
-    return FolderScan(pictures, errors, [*_duplicates(pictures), *_lonely_captions(files, candidates, table)])
+    warnings = [*_duplicates(pictures), *_lonely_captions(files, candidates, table), *_other_formats(files)]
+    return FolderScan(pictures, errors, warnings)
+
+
+def _or_cancel(pool: ThreadPoolExecutor, progress: Callable[[int, int], None], done: int, total: int) -> None:
+    try:
+        progress(done, total)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _other_formats(files: list[Path]) -> list[str]:
+    others = [path for path in files if path.suffix.lower() in OTHER_EXTENSIONS]
+    shown = ", ".join(path.name for path in others[:5]) + (", ..." if len(others) > 5 else "")
+    return [f"{len(others)} pictures are not read: {shown}. Save them as PNG or JPEG."] if others else []
 
 
 def _decode(path: Path):
@@ -76,7 +94,7 @@ def _caption(path: Path, table: dict[Path, str]) -> str | None:
     for extension in CAPTION_EXTENSIONS:
         beside = path.with_suffix(extension)
         if beside.is_file():
-            return " ".join(beside.read_text(encoding="utf-8").split())
+            return " ".join(beside.read_text(encoding="utf-8-sig").split())
     return table.get(path)
 
 
@@ -85,7 +103,12 @@ def _caption_table(files: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
     for path in files:
         if path.name != METADATA:
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as bad:
+            errors.append(f"{path} cannot be read ({bad}): save it as UTF-8 text.")
+            continue
+        for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line) if line.strip() else None
                 if entry is not None:

@@ -92,7 +92,8 @@ def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     """Write a LoRA file, whole or not at all."""
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise ValueError(f"{bad[0]} is not finite in {tensors[bad[0]].dtype}: export with --export-dtype fp32 or bf16.")
+        kind = tensors[bad[0]].dtype
+        raise ValueError(f"{bad[0]} is not finite in {kind}: export it again with --export-dtype fp32 or bf16.")
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 

@@ -26,7 +26,8 @@ class LoraSettings:
     data: Path = option(help="folder of pictures, each with its caption in NAME.txt, or in metadata.jsonl")
     tokenizer: Path | None = option(None, "folder with vocab.json and merges.txt, for single-file models "
                                     "(default: that of a ComfyUI, where one is found)")  # fmt: skip
-    prediction_type: str | None = option(None, "where the model does not say it", choices=("epsilon", "v_prediction"))
+    prediction_type: str | None = option(None, "where the model does not say it",
+                                         choices=("epsilon", "v_prediction"), fixed=True)  # fmt: skip
     resolution: int = option(512, "pictures are trained at about this squared pixels", minimum=8, fixed=True)
     bucket_step: int = option(64, "sides are multiples of this", minimum=8, fixed=True)
     missing_captions: str = option("error", "a picture without a caption is ...", choices=("error", "empty"))
@@ -37,11 +38,16 @@ class LoraSettings:
     rank: int = option(16, "rank of the adapters", minimum=1, fixed=True)
     alpha: float = option(16.0, "the adapter adds alpha / rank times its output", minimum=0, fixed=True)
     min_snr_gamma: float = option(0.0, "weigh noise levels by min-SNR; 5 is usual, 0: off", minimum=0)
-    prompts: tuple[str, ...] = option((), "validation prompts, one picture each")
+    prompts: tuple[str, ...] = option((), "validation prompts, one picture each (default: captions of the data)")
+    validation_captions: int = option(4, "how many captions of the data serve where no prompts are given", minimum=0)
     negative_prompt: str = option("", "what validation pictures should not show")
     validation_steps: int = option(20, "sampling steps of validation pictures", minimum=1)
     guidance_scale: float = option(5.0, "classifier-free guidance of validation pictures", minimum=0)
     export_dtype: str = option("fp16", "numbers in the exported file", choices=tuple(DTYPES))
+
+
+# Words that different vocabularies and merges split differently.
+PROBE = "a photograph of Zoë's great-grandmother, 85mm, f/1.4; golden hour"
 
 
 class LoraFineTune:
@@ -57,8 +63,10 @@ class LoraFineTune:
 
     # ---- data
 
-    def scan(self) -> Scan:
-        found = scan_folder(self.settings.data)
+    def scan(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Scan:
+        if not self.settings.model.exists():
+            raise ValueError(f"--model {self.settings.model}: no such file or folder.")
+        found = scan_folder(self.settings.data, progress)
         errors, examples, enlarged = list(found.errors), [], 0
         for picture in found.pictures:
             if picture.caption is None and self.settings.missing_captions == "error":
@@ -107,13 +115,29 @@ class LoraFineTune:
         self.unet = load_base_model(settings.model, dtype, parts=("unet",), **options).unet
         for module in (self.base.vae, *self.base.text_encoders):
             module.requires_grad_(False)
+        self._check_model()
+        # Before its first use, which changes the state of some tokenizers.
+        self._hashes = {"latents": model_hash(self.base.vae), "prompt": self._text_hash()}
         add_lora(self.unet, settings.layers, settings.rank, settings.alpha, self.seed)
         self.device = device
         return self.unet.to(device)
 
+    def _check_model(self) -> None:
+        channels, cell = self.unet.config.in_channels, 2 ** (len(self.base.vae.config.block_out_channels) - 1)
+        if channels != self.base.vae.config.latent_channels:
+            raise ValueError(f"--model {self.settings.model} has a UNet of {channels} input channels, an inpainting or "
+                             "edit model: give the text-to-image model it was made from.")  # fmt: skip
+        if self.settings.bucket_step % cell:
+            raise ValueError(f"--bucket-step is {self.settings.bucket_step}: this model needs a multiple of {cell}.")
+
+    def _text_hash(self) -> str:
+        words = [[sorted(tokenizer.get_vocab().items()), tokenizer(PROBE).input_ids, str(tokenizer.special_tokens_map)]
+                 for tokenizer in self.base.tokenizers]  # fmt: skip
+        return " ".join([*map(model_hash, self.base.text_encoders), text_checksum(json.dumps(words))])
+
     @contextmanager
-    def encoders(self) -> Iterator[None]:
-        modules = [self.base.vae, *self.base.text_encoders]
+    def encoders(self, kind: str) -> Iterator[None]:
+        modules = {"latents": [self.base.vae], "prompt": self.base.text_encoders}[kind]
         for module in modules:
             module.to(self.device)
         try:
@@ -123,8 +147,7 @@ class LoraFineTune:
                 module.to("cpu")
 
     def encoder_hash(self, kind: str) -> str:
-        modules = {"latents": [self.base.vae], "prompt": self.base.text_encoders}[kind]
-        return " ".join(model_hash(module) for module in modules)
+        return self._hashes[kind]
 
     @torch.no_grad()
     def encode(self, source: Source) -> dict[str, Tensor]:
@@ -153,7 +176,7 @@ class LoraFineTune:
         dtype = self.unet.dtype
         added = None
         if "pooled" in batch:
-            added = {"text_embeds": batch["pooled"].to(dtype), "time_ids": batch["time_ids"].to(dtype)}
+            added = {"text_embeds": batch["pooled"].to(dtype), "time_ids": batch["time_ids"]}
         return network(noisy.to(dtype), timesteps, batch["prompt"].to(dtype), added_cond_kwargs=added,
                        return_dict=False)[0]  # fmt: skip
 
@@ -163,7 +186,7 @@ class LoraFineTune:
         settings, prompts = self.settings, self._validation_prompts()
         side = settings.resolution // settings.bucket_step * settings.bucket_step
         pictures = {}
-        for text in settings.prompts:
+        for text in self._validation_texts():
             check_stop()
             pictures[text] = sample_picture(
                 self.base, self.unet, prompts[text], prompts[settings.negative_prompt], (side, side),
@@ -171,11 +194,15 @@ class LoraFineTune:
             )  # fmt: skip
         return Validation(pictures, {})
 
+    def _validation_texts(self) -> list[str]:
+        captions = dict.fromkeys(example.sources["prompt"].payload for example in self.examples)
+        return list(self.settings.prompts) or list(captions)[: self.settings.validation_captions]
+
     @torch.no_grad()
     def _validation_prompts(self) -> dict[str, dict[str, Tensor]]:
         if self._prompts is None:
-            texts = dict.fromkeys([*self.settings.prompts, self.settings.negative_prompt])
-            with self.encoders():
+            texts = dict.fromkeys([*self._validation_texts(), self.settings.negative_prompt])
+            with self.encoders("prompt"):
                 self._prompts = {text: self.base.encode_prompts([text]) for text in texts}
         return self._prompts
 

@@ -1,19 +1,18 @@
 """What can go wrong later is made to go wrong before the first step."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
+from ..files import temporary_path
 from .cache import fill_cache
-from .checkpoints import CheckpointStore
+from .checkpoints import Checkpoint, CheckpointStore
 from .loader import BatchReader
-from .optimisation import set_learning_rate
+from .optimisation import is_finite, set_learning_rate
 from .order import Order, Request
-from .task import Example, Scan
+from .task import Example
 
 MEMORY_ADVICE = (
     "--gradient-checkpointing, a smaller --batch-size with a larger --accumulation (the same training, less memory), "
@@ -32,20 +31,30 @@ class Preflight:
     def __init__(self, trainer):
         self.trainer, self.run = trainer, trainer.run_settings
 
-    def scan(self) -> Scan:
+    def scan(self, checkpoint: Checkpoint | None) -> list[Example]:
         """Look at all data. Every bad file is named, and ends the run unless ``skip_bad`` is set."""
-        found = self.trainer.task.scan()
+        trainer = self.trainer
+
+        def progress(done: int, total: int) -> None:
+            trainer.stop.check()
+            bar(done, total)
+
+        with trainer.bar("Looking at the data") as bar:
+            found = trainer.processes.together(lambda: trainer.task.scan(progress))
         for warning in found.warnings:
-            self.trainer.say(f"Note: {warning}")
+            trainer.say(f"Note: {warning}")
         if found.errors:
             listing = f"{len(found.errors)} problems in the data:\n  " + "\n  ".join(found.errors)
             if not self.run.skip_bad:
                 raise TrainingError(f"{listing}\nMend or remove them, or leave them out with --skip-bad.")
-            self.trainer.say(listing + "\nLeft out.")
+            trainer.say(listing + "\nLeft out.")
         if not found.examples:
             raise TrainingError("there is nothing to train on: no usable example was found in the data.")
+        before = checkpoint.state["examples"] if checkpoint is not None else len(found.examples)
+        if before != len(found.examples):
+            trainer.say(f"Note: the run had {before} examples before and has {len(found.examples)} now.")
         self._report_sizes(found.examples)
-        return found
+        return found.examples
 
     def _report_sizes(self, examples: list[Example]) -> None:
         sizes: dict[tuple[int, int], int] = {}
@@ -67,26 +76,37 @@ class Preflight:
     def rehearse(self) -> None:
         """One step at the largest size, a quick validation, a save; nothing of it stays. Then the disk estimate."""
         trainer = self.trainer
-        largest = max(trainer.examples, key=lambda example: example.bucket[0] * example.bucket[1]).bucket
-        examples = [example for example in trainer.examples if example.bucket == largest][: self.run.batch_size]
-        with memory_advice(f"in a trial step at {largest[1]}x{largest[0]}, batch {self.run.batch_size}"):
-            self._encode(examples)
+        with memory_advice("while encoding"):
+            examples = trainer.processes.together(self._encoded_examples)
+        height, width = examples[0].bucket
+        with memory_advice(f"in a trial step at {width}x{height}, batch {self.run.batch_size}"):
             self._step(examples)
-            trainer.together(lambda: trainer.validate(0, REHEARSAL_SAMPLING_STEPS) if self._is_main else None)
+        with memory_advice("in a trial validation"):
+            trainer.processes.together(lambda: trainer.validate(0, REHEARSAL_SAMPLING_STEPS) if self._is_main else None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if self._is_main:
             self._check_disk(examples, self._save())
 
     @property
     def _is_main(self) -> bool:
-        return self.trainer.accelerator.is_main_process
+        return self.trainer.processes.is_main
 
-    def _encode(self, examples: list[Example]) -> None:
-        trainer = self.trainer
-        sources = [source for example in examples for source in example.sources.values()]
-        failures = fill_cache(trainer.cache, trainer.task, sources, trainer.stop.check, lambda done, total: None)
-        if failures and not self.run.skip_bad:
-            names = {source: example.name for example in examples for source in example.sources.values()}
-            raise TrainingError("; ".join(f"{names[source]}: {reason}" for source, reason in failures))
+    def _encoded_examples(self) -> list[Example]:
+        """As many examples of the largest size as a micro-batch has; those that cannot be encoded are passed over."""
+        trainer, good, reasons = self.trainer, [], []
+        largest = max((example.bucket for example in trainer.examples), key=lambda bucket: bucket[0] * bucket[1])
+        for example in (example for example in trainer.examples if example.bucket == largest):
+            sources = example.sources.values()
+            failures = fill_cache(trainer.cache, trainer.task, sources, trainer.stop.check, lambda done, total: None)
+            reasons += [f"{example.name}: {reason}" for _, reason in failures]
+            if not failures:
+                good.append(example)
+            if len(good) == self.run.batch_size or (reasons and not self.run.skip_bad):
+                break
+        if not good or (reasons and not self.run.skip_bad):
+            raise TrainingError("these could not be encoded:\n  " + "\n  ".join(reasons))
+        return good
 
     def _step(self, examples: list[Example]) -> None:
         """Forward, backward and a step of length zero, so that the optimiser's memory counts too."""
@@ -97,7 +117,14 @@ class Preflight:
         requests = [Request(0, slot, 0, places[slot % len(places)]) for slot in range(self.run.batch_size)]
         batch = BatchReader(trainer.task, trainer.examples, trainer.cache, self.run.seed).batch(requests)
         trainer.prepared.train()
-        trainer.backward(0, iter([batch] * self.run.accumulation))
+        losses, _ = trainer.backward(0, iter([batch] * self.run.accumulation))
+        numbers = trainer.processes.average({**losses, "gradient norm": trainer.clip()})
+        # A scaler starts too high on purpose and finds its scale later; without one nothing may overflow.
+        if scaler is None and not all(is_finite(value) for value in numbers.values()):
+            text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            names = ", ".join(example.name for example in examples)
+            raise TrainingError(f"the trial step is not finite ({text}), with {names}: look at these files and at the "
+                                "base model, or use --precision fp32.")  # fmt: skip
         set_learning_rate(trainer.optimizer, 0.0)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
@@ -107,9 +134,12 @@ class Preflight:
 
     def _save(self) -> int:
         """Save a checkpoint beside the real ones and read it back; returns its bytes."""
-        with tempfile.TemporaryDirectory(dir=self.trainer.output, prefix="rehearsal-") as folder:
-            path = CheckpointStore(Path(folder), keep=1).save(self.trainer.snapshot())
+        folder = temporary_path(self.trainer.store.folder / "rehearsal")
+        try:
+            path = CheckpointStore(folder, keep=1).save(self.trainer.snapshot())
             return sum(file.stat().st_size for file in path.iterdir())
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _check_disk(self, examples: list[Example], checkpoint_bytes: int) -> None:
         """Compare what the run will write with what is free. Raises ``TrainingError`` where it cannot fit."""
@@ -122,11 +152,18 @@ class Preflight:
         cached = sum(bytes_of_kind.get(source.kind, 0) for source in trainer.cache.missing(sources))
         # AdamW's two moments are empty in a rehearsed checkpoint; one more is there while the old one is.
         checkpoints = (self.run.keep + 1) * (checkpoint_bytes + 2 * _bytes(trainer.trained))
-        free = shutil.disk_usage(trainer.output).free
-        text = f"{_mib(cached)} of encoded data, up to {_mib(checkpoints)} of checkpoints; {_mib(free)} are free"
-        trainer.say(f"On disk: {text}.")
-        if cached + checkpoints > free:
-            raise TrainingError(f"the disk is too small: {text}. Free some, or set --output and --cache elsewhere.")
+        trainer.say(f"On disk: {_mib(cached)} of encoded data still to come, up to {_mib(checkpoints)} of checkpoints.")
+        needs = {trainer.cache.folder: cached, trainer.output: checkpoints}
+        disks: dict[int, int] = {}
+        for folder, size in needs.items():
+            device = folder.stat().st_dev
+            disks[device] = disks.get(device, 0) + size
+            free = shutil.disk_usage(folder).free
+            if disks[device] > free:
+                raise TrainingError(
+                    f"the disk of {folder} is too small: {_mib(disks[device])} are needed, {_mib(free)} are free. "
+                    "Free some, or set --output or --cache elsewhere."
+                )
 
 
 def _bytes(parameters: dict[str, torch.Tensor]) -> int:

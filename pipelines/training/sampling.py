@@ -36,8 +36,11 @@ def sample_picture(
 
 
 def _pipeline(base, unet: nn.Module):
+    config = dict(base.scheduler.config)
+    if config.get("rescale_betas_zero_snr"):  # such a model must be started from pure noise
+        config["timestep_spacing"] = "trailing"
     parts = {"vae": base.vae, "text_encoder": None, "tokenizer": None, "unet": unet,
-             "scheduler": DDIMScheduler.from_config(base.scheduler.config)}  # fmt: skip
+             "scheduler": DDIMScheduler.from_config(config)}  # fmt: skip
     if base.family == "sdxl":
         pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None, add_watermarker=False)
     else:

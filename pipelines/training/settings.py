@@ -3,7 +3,7 @@
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
-from ..configuration import option
+from ..configuration import SettingsError, option
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class RunSettings:
 
     output: Path = option(help="folder of this run: checkpoints, samples, logs, exports; an existing run goes on")
     name: str = option("likeness", "name of the exported files")
-    seed: int = option(0, "seed of everything random", minimum=0, fixed=True)
+    seed: int = option(0, "seed of everything random", minimum=0, maximum=2**63 - 1, fixed=True)
     steps: int = option(1000, "optimiser steps in all", minimum=1)
     batch_size: int = option(1, "samples a process takes at once", minimum=1)
     accumulation: int = option(1, "micro-batches a step", minimum=1)
@@ -27,6 +27,10 @@ class RunSettings:
     max_bad_steps: int = option(10, "end after so many steps in a row whose loss or gradient is not finite", minimum=1)
     ema_decay: float = option(0.0, "exponential moving average of the weights; 0: none", minimum=0, maximum=1,
                               fixed=True)  # fmt: skip
+
+    def __post_init__(self):
+        if not self.name or set(self.name) & set('/\\:*?"<>|'):
+            raise SettingsError(f"name in [run] is {self.name!r}: give a plain name for files, without folders.")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class ReportSettings:
     """What is shown on the way."""
 
     validate_every: int = option(250, "steps between validations; 0: only at the end", minimum=0)
-    validation_seed: int = option(1, "seed of the validation, the same each time", minimum=0)
+    validation_seed: int = option(1, "seed of the validation, the same each time", minimum=0,
+                                 maximum=2**63 - 1)  # fmt: skip
     log_every: int = option(10, "steps between lines in the log (TensorBoard, in OUTPUT/logs)", minimum=1)
     wandb_project: str | None = option(None, "also send the log to this project at Weights & Biases")
 

@@ -92,8 +92,8 @@ class Task(Protocol):
     Settings: type
     summary: str
 
-    def scan(self) -> Scan:
-        """Look at all of the data, decode every file; no models yet."""
+    def scan(self, progress: Callable[[int, int], None]) -> Scan:
+        """Look at all of the data, decode every file; no models yet. ``progress(done, total)`` may raise to stop."""
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Load the models; return the network to train, on ``device``, with frozen weights in ``dtype``.
@@ -101,11 +101,11 @@ class Task(Protocol):
         Its parameters with ``requires_grad`` are what is trained, checkpointed and exported; they are float32.
         """
 
-    def encoders(self) -> AbstractContextManager:
-        """Block in which ``encode`` may be called: the frozen encoders are on the device."""
+    def encoders(self, kind: str) -> AbstractContextManager:
+        """Block in which ``encode`` may be called for sources of this kind: its encoder is on the device."""
 
     def encoder_hash(self, kind: str) -> str:
-        """Checksum of the weights that encode this kind of source."""
+        """Checksum of all that decides how this kind of source is encoded: weights, vocabulary."""
 
     def encode(self, source: Source) -> dict[str, Tensor]:
         """The encoding of one source, CPU tensors without batch axis. ``ValueError`` where it cannot be had."""

@@ -4,18 +4,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from ..configuration import as_tables, changed_fixed_settings, dump_toml
-from ..files import atomic_file
+from ..files import atomic_file, exclusive
+from ..optional import need
 from ..stop import Stopped, StopRequest
-from .cache import TensorCache, fill_cache
+from .cache import TensorCache, clean_cache, fill_cache
 from .checkpoints import Checkpoint, CheckpointStore, load_parameters
 from .export import export_checkpoint
 from .journal import Journal
@@ -23,8 +23,9 @@ from .loader import Batch, BatchReader
 from .optimisation import averaged_weights, is_finite, learning_rate, make_ema, make_optimizer, set_learning_rate
 from .order import Order, micro_batches
 from .preflight import Preflight, TrainingError, memory_advice
+from .processes import Processes, start_accelerator
 from .progress import ProgressBar
-from .task import BatchRandom, Example, Scan, Task, Validation
+from .task import BatchRandom, Example, Source, Task, Validation
 
 log = logging.getLogger(__name__)
 
@@ -57,58 +58,63 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end or until a stop is asked for."""
+        with self._session():
+            checkpoint = self._checkpoint_to_continue()
+            self._prepare(checkpoint)
+            self._encode_all()
+            self._write_settings()
+            with memory_advice("in a step"):
+                self._train()
+        return not self._was_stopped
+
+    def check(self) -> bool:
+        """Everything that comes before the first step, and no step: data, models, memory, disk, a save."""
+        with self._session():
+            self._prepare(None)
+        return not self._was_stopped
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        """What surrounds a run: its folder, for itself alone, its processes, its stop signals."""
+        _check_output(self.output, getattr(self.settings.task, "data", None))
         self.output.mkdir(parents=True, exist_ok=True)
-        self._start_accelerator()
-        with self.stop:
+        self.accelerator = start_accelerator(self.run_settings)
+        self.processes, self.device = Processes(self.accelerator), self.accelerator.device
+        self.journal, self._was_stopped = None, False
+        run = self.run_settings
+        self.global_batch = run.batch_size * run.accumulation * self.accelerator.num_processes
+        if self.settings.report.wandb_project:
+            need("wandb", "wandb")
+        with self._lock(), self.stop:
             try:
-                checkpoint = self._checkpoint_to_continue()
-                self._prepare(checkpoint)
-                self._encode_all()
-                self._write_settings()
-                with memory_advice(f"in step {self.progress.step}"):
-                    self._train()
-                return True
+                yield
             except Stopped as stopped:
+                self._was_stopped = True
                 self.say(f"Stopped by {stopped} at step {self.progress.step}. The same command goes on from there.")
-                return False
             finally:
                 self._close()
 
-    def check(self) -> Scan:
-        """Everything that comes before the first step, and no step: data, models, memory, disk, a save."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        self._start_accelerator()
-        with self.stop:
-            try:
-                self._prepare(None)
-                return self.scan
-            finally:
-                self._close()
+    def _lock(self):
+        if not self.processes.is_main:
+            return nullcontext()
+        return exclusive(self.output / ".lock", f"the run in {self.output}")
 
     # ---- before the first step
 
     def say(self, text: str) -> None:
         """Tell the user, once over all processes."""
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self._say(text)
-
-    def _start_accelerator(self) -> None:
-        precision = {"fp32": "no"}.get(self.run_settings.precision, self.run_settings.precision)
-        self.accelerator = Accelerator(mixed_precision=precision)
-        self.journal = None
-        self.device = self.accelerator.device
-        if precision == "fp16" and self.device.type == "cpu":
-            raise TrainingError("fp16 needs a GPU: use --precision bf16 or fp32 on a CPU.")
-        self.global_batch = (
-            self.run_settings.batch_size * self.run_settings.accumulation * self.accelerator.num_processes
-        )
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
         preflight = Preflight(self)
-        self.scan = preflight.scan()
-        self._use(self.scan.examples)
+        self._use(preflight.scan(checkpoint))
         self._load_network()
-        self.cache = TensorCache(self.run_settings.cache or self.output / "cache", self.task.encoder_hash)
+        kinds = sorted({source.kind for example in self.examples for source in example.sources.values()})
+        hashes = {kind: self.task.encoder_hash(kind) for kind in kinds}
+        self.cache = TensorCache(self.run_settings.cache or self.output / "cache", hashes)
+        if self.processes.is_main:
+            clean_cache(self.cache.folder)
         self._make_optimizer()
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -116,12 +122,12 @@ class Trainer:
             preflight.rehearse()
 
     def _write_settings(self) -> None:
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             with atomic_file(self.output / "settings.toml") as temporary:
                 temporary.write_text(dump_toml(self.settings), encoding="utf-8")
 
     def _checkpoint_to_continue(self) -> Checkpoint | None:
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.store.clean()
         checkpoint = self.store.load()
         if checkpoint is None:
@@ -135,6 +141,11 @@ class Trainer:
             raise TrainingError(
                 f"{self.output} holds a run with other settings ({'; '.join(changes)}): "
                 "set them back, or choose another --output."
+            )
+        if checkpoint.step > self.run_settings.steps:
+            raise TrainingError(
+                f"{self.output} is at step {checkpoint.step} already, beyond --steps {self.run_settings.steps}: "
+                "ask for more steps, or export an earlier checkpoint with the command export."
             )
         self.say(f"Going on from step {checkpoint.step} of {self.output}.")
         return checkpoint
@@ -165,7 +176,9 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.progress = Progress(checkpoint.step, **checkpoint.state["progress"])
         load_parameters(self.trained, checkpoint.tensors["weights"])
-        self.optimizer.load_state_dict(checkpoint.objects["optimizer"])
+        # Only what was learnt: rates, decays and the like are those of the settings, which may have changed.
+        saved, groups = checkpoint.objects["optimizer"], self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         if self.ema is not None:
             averages = checkpoint.tensors["ema"]
             self.ema.shadow_params = [averages[name].to(self.device) for name in self.trained]
@@ -175,21 +188,27 @@ class Trainer:
 
     def _encode_all(self) -> None:
         """Fill the cache, each process its share; bad sources end the run or are left out, all named at once."""
-        sources = [source for example in self.examples for source in example.sources.values()]
-        mine = list(dict.fromkeys(sources))[self.accelerator.process_index :: self.accelerator.num_processes]
-        with self._bar("Encoding") as bar:
-            failures = self.together(lambda: fill_cache(self.cache, self.task, mine, self.stop.check, bar))
-        bad = dict(failures)
-        if bad:
-            lines = [f"{example.name}: {bad[source]}" for example in self.examples
-                     for source in example.sources.values() if source in bad]  # fmt: skip
-            if not self.run_settings.skip_bad:
-                raise TrainingError("these could not be encoded:\n  " + "\n  ".join(lines))
-            self.say("Left out, they could not be encoded:\n  " + "\n  ".join(lines))
-            if len(bad) == len(mine):
-                raise TrainingError("none of the examples could be encoded.")
-            self._use([e for e in self.examples if not any(source in bad for source in e.sources.values())])
+        sources = dict.fromkeys(source for example in self.examples for source in example.sources.values())
+        # By kind, so that every process gets its share of the slow ones.
+        mine = self.processes.share(sorted(sources, key=lambda source: source.kind))
+        with self.bar("Encoding") as bar, memory_advice("while encoding"):
+            failures = self.processes.together(
+                lambda: fill_cache(self.cache, self.task, mine, self.stop.check, bar)
+            )
+        self._leave_out(dict(self.processes.all_of(failures)))
         self.task.release_encoders()
+
+    def _leave_out(self, bad: dict[Source, str]) -> None:
+        if not bad:
+            return
+        lines = [f"{example.name}: {bad[source]}" for example in self.examples
+                 for source in example.sources.values() if source in bad]  # fmt: skip
+        self.say("These could not be encoded:\n  " + "\n  ".join(lines))
+        good = [e for e in self.examples if not any(source in bad for source in e.sources.values())]
+        if not self.run_settings.skip_bad or not good:
+            raise TrainingError(f"{len(lines)} sources could not be encoded, see above: mend or remove them, or leave "
+                                "them out with --skip-bad.")  # fmt: skip
+        self._use(good)
 
     # ---- the steps
 
@@ -199,7 +218,7 @@ class Trainer:
         steps = range(self.progress.step, run.steps)
         batches = self._batches(steps)
         self.prepared.train()
-        with self._bar("Training", run.steps, self.progress.step) as bar:
+        with self.bar("Training", run.steps, self.progress.step) as bar:
             for step in steps:
                 losses = self._step(step, batches)
                 self.progress.step = step + 1
@@ -223,9 +242,8 @@ class Trainer:
         """One optimiser step; returns the losses, averaged over the global batch."""
         set_learning_rate(self.optimizer, self.rate(step))
         losses, names = self.backward(step, batches)
-        norm = self._clip()
-        flags = torch.tensor([float(self.stop.requested)])
-        averaged = self._average({**losses, "stop": flags[0].to(self.device)})
+        norm = self.clip()
+        averaged = self.processes.average({**losses, "stop": float(self.stop.requested)})
         self._asked_to_stop = averaged.pop("stop") > 0
         good = is_finite(norm) and all(is_finite(value) for value in averaged.values())
         self._update(good, averaged, norm, names)
@@ -249,7 +267,8 @@ class Trainer:
         sums["loss"] = sum(sums.values())
         return sums, names
 
-    def _clip(self) -> Tensor:
+    def clip(self) -> Tensor:
+        """Shorten the gradients; returns the length they had."""
         limit = self.settings.optimizer.max_grad_norm or math.inf
         return self.accelerator.clip_grad_norm_(list(self.trained.values()), limit)
 
@@ -274,12 +293,8 @@ class Trainer:
         if self.progress.bad_in_a_row >= self.run_settings.max_bad_steps:
             raise TrainingError(
                 f"{self.progress.bad_in_a_row} steps in a row were not finite, the last {where}: lower "
-                "--learning-rate, use --precision bf16 or fp32, or look at these files. The last checkpoint is good."
+                "--learning-rate, use --precision bf16 or fp32, or look at these files. None of these steps was saved."
             )
-
-    def _average(self, values: dict[str, Tensor]) -> dict[str, float]:
-        stacked = torch.stack([value.float() for value in values.values()])
-        return dict(zip(values, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
     # ---- between the steps
 
@@ -289,7 +304,7 @@ class Trainer:
         if self._asked_to_stop:
             self._save()
             raise Stopped(self.stop.reason or "another process of this run")
-        if step % run.save_every == 0 and not last:
+        if step % run.save_every == 0 and not last and not self.progress.bad_in_a_row:
             self._save()
         if run.export_every and step % run.export_every == 0 and not last:
             self._export(step)
@@ -298,7 +313,7 @@ class Trainer:
 
     def _validate_or_stop(self, step: int) -> None:
         try:
-            self.together(lambda: self.validate(step) if self.accelerator.is_main_process else None)
+            self.processes.together(lambda: self.validate(step) if self.processes.is_main else None)
         except Stopped:
             self._save()
             raise
@@ -340,37 +355,34 @@ class Trainer:
         return Checkpoint(self.progress.step, tensors, {"optimizer": self.optimizer.state_dict()}, state)
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
+        broken = [name for name, value in self.trained.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise TrainingError(f"{broken[0]} is not finite at step {self.progress.step}: lower --learning-rate and "
+                                "start again, it goes on from the last checkpoint.")  # fmt: skip
+        if self.processes.is_main:
             self.store.save(self.snapshot())
         self.accelerator.wait_for_everyone()
 
     def _export(self, step: int) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.processes.is_main:
             return
         name = self.run_settings.name + ("" if step == self.run_settings.steps else f"-{step:08d}")
         for path in export_checkpoint(self.task, self.settings, self.snapshot(), self.output, name):
             self.say(f"Wrote {path}")
 
-    # ---- many processes, one terminal
+    # ---- the terminal
 
-    def together(self, work: Callable):
-        """Run ``work`` here; when it was stopped or failed in any process, stop in all, so that none waits forever."""
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as caught:  # handed on below, once all processes know
-            error = caught
-        failed = torch.tensor(float(error is not None), device=self.device)
-        if float(self.accelerator.reduce(failed, "sum")) and error is None:
-            raise Stopped("another process of this run")
-        if error is not None:
-            raise error
-        return result
-
-    def _bar(self, what: str, total: int | None = None, done: int = 0) -> ProgressBar:
-        return ProgressBar(what, total, done, shown=self.accelerator.is_main_process)
+    def bar(self, what: str, total: int | None = None, done: int = 0) -> ProgressBar:
+        """A progress bar, shown by one process only."""
+        return ProgressBar(what, total, done, shown=self.processes.is_main)
 
     def _close(self) -> None:
         if self.journal is not None:
             self.journal.close()
         self.accelerator.free_memory()
+
+
+def _check_output(output: Path, data: Path | None) -> None:
+    if data is not None and output.resolve().is_relative_to(Path(data).resolve()):
+        raise TrainingError(f"--output {output} lies inside of --data {data}, where its pictures would be trained on: "
+                            "choose a folder beside it.")  # fmt: skip
