@@ -29,7 +29,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import make_dataclass
+from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
 
 import environment
@@ -41,6 +41,14 @@ RECIPES = {"structure_pairs": "pipelines.spl.data:StructurePairs"}
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:  # before there was a StopRequest to hear it
+        print("dataset_cli: stopped by SIGINT; nothing has changed.", file=sys.stderr)
+        return 0 if arguments[:1] == ["generate"] else 1
+
+
+def run(arguments: list[str]) -> int:
     environment.ensure_environment(MODULES)
     pack.load_pack()
     from likeness.pipelines.generation.worker import GenerationError
@@ -128,6 +136,10 @@ def find_recipe(reference: str) -> type:
     found = getattr(load_file(Path(path).resolve()), name, None)
     if found is None:
         raise ValueError(f"{path} has no class {name!r}.")
+    missing = [part for part in ("name", "version", "parameters", "make") if not hasattr(found, part)]
+    missing += [] if is_dataclass(getattr(found, "Settings", None)) else ["Settings (a dataclass)"]
+    if missing:
+        raise ValueError(f"{reference} is no recipe: it lacks {', '.join(missing)}; see generation/recipe.py.")
     return found
 
 
@@ -136,7 +148,11 @@ def load_file(path: Path):
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except Exception as error:  # whatever is in it
+            del sys.modules[name]
+            raise ValueError(f"{path} cannot be loaded ({type(error).__name__}: {error}): correct it.") from error
     return sys.modules[name]
 
 
@@ -161,11 +177,11 @@ def generate(options: argparse.Namespace) -> int:
         return 0
     if options.output is None:
         raise ValueError("--output is missing: give the folder for the data set.")
-    recipe = recipe_class(settings.recipe, "cpu")
-    dataset = prepare_dataset(options.output, recipe, settings.dataset)
     reference = options.recipe if options.recipe in RECIPES else absolute_reference(options.recipe)
     script = WorkerScript(Path(__file__).resolve(), ("work", reference))
     with StopRequest(options.output) as stop:
+        recipe = recipe_class(settings.recipe, "cpu")
+        dataset = prepare_dataset(options.output, recipe, settings.dataset)
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())
     return conclude(state, stop.reason)
@@ -210,12 +226,12 @@ def verify(options: argparse.Namespace) -> int:
     dataset = open_dataset(options.folder)
     with StopRequest() as stop:
         problems = verify_dataset(dataset, stop.check)
-    unfinished = [shard for shard in dataset.shards if not dataset.sidecar(shard).exists()]
+    unfinished = [shard for shard in dataset.shards if shard not in problems and dataset.finished(shard) is None]
     for shard, found in problems.items():
         print(f"shard {shard}:\n" + "\n".join(f"  {line}" for line in found))
     if options.repair:
         repair(dataset, problems)
-    good = len(dataset.shards) - len(problems) - len(unfinished)
+    good = len(set(dataset.shards) - set(problems)) - len(unfinished)
     print(f"{good} of {len(dataset.shards)} shards are good, {len(problems)} bad, {len(unfinished)} not finished.")
     if problems or unfinished:
         mend = "run generate again" if options.repair or not problems else "run verify --repair, then generate again"

@@ -29,11 +29,19 @@ def option(default=MISSING, help: str = "", *, minimum=None, maximum=None, choic
     return field(default=default, metadata=metadata)
 
 
+def fields_of(section: type) -> tuple[Field, ...]:
+    """The fields of a settings class; their types are types also where ``__future__.annotations`` made them text."""
+    hints = typing.get_type_hints(section)
+    for entry in fields(section):
+        entry.type = hints[entry.name]
+    return fields(section)
+
+
 def add_arguments(parser: argparse.ArgumentParser, settings_class: type) -> None:
     """Give ``parser`` one option for every field, in a group for every section; what is not given stays unset."""
-    for section in fields(settings_class):
+    for section in fields_of(settings_class):
         group = parser.add_argument_group(f"[{section.name}]", (section.type.__doc__ or "").split("\n")[0])
-        for entry in fields(section.type):
+        for entry in fields_of(section.type):
             _add_argument(group, section.name, entry)
 
 
@@ -60,7 +68,7 @@ def _help(entry: Field) -> str:
 
 def unknown_option(word: str, settings_class: type) -> str:
     """The error for a word on the command line that is no option: what was probably meant."""
-    flags = {_flag(entry) for section in fields(settings_class) for entry in fields(section.type)}
+    flags = {_flag(entry) for section in fields_of(settings_class) for entry in fields_of(section.type)}
     close = difflib.get_close_matches(word.split("=")[0], sorted(flags), n=1, cutoff=0.5)
     return f"unknown option {word}: " + (f"did you mean {close[0]}?" if close else "see --help.")
 
@@ -94,7 +102,7 @@ def read_toml(path: str | Path) -> dict[str, dict]:
 
 def build_settings(settings_class: type, *layers: dict[str, dict], where: str = "the configuration"):
     """``settings_class`` from tables of sections; later layers win. Raises ``SettingsError`` naming what is wrong."""
-    known = {section.name: section.type for section in fields(settings_class)}
+    known = {section.name: section.type for section in fields_of(settings_class)}
     merged: dict[str, dict] = {name: {} for name in known}
     for layer in layers:
         for section, values in layer.items():
@@ -106,8 +114,13 @@ def build_settings(settings_class: type, *layers: dict[str, dict], where: str = 
     return settings_class(**{name: _build_section(name, cls, merged[name], known) for name, cls in known.items()})
 
 
+def build_section(cls: type, table: dict, name: str = "settings"):
+    """One section from its table. Raises ``SettingsError``."""
+    return _build_section(name, cls, table, {name: cls})
+
+
 def _build_section(section: str, cls: type, values: dict, sections: dict[str, type]):
-    entries = {entry.name: entry for entry in fields(cls)}
+    entries = {entry.name: entry for entry in fields_of(cls)}
     for key in values:
         if key not in entries:
             raise SettingsError(f"[{section}] has no setting {key!r}: {_suggest(key, section, sections)}")
@@ -209,17 +222,25 @@ def dump_toml(settings) -> str:
 
 def as_tables(settings) -> dict[str, dict]:
     """The settings as plain tables, as JSON and ``build_settings`` take them."""
-    return {
-        section: {name: _plain(value) for name, value in values.items()} for section, values in asdict(settings).items()
-    }
+    return {section.name: section_as_table(getattr(settings, section.name)) for section in fields(settings)}
+
+
+def section_as_table(section) -> dict:
+    """One section as a plain table, as JSON and ``build_section`` take it."""
+    return {name: _plain(value) for name, value in asdict(section).items()}
+
+
+def holds_paths(entry: Field) -> bool:
+    """True if the values of a field that ``fields_of`` gave are paths, or tuples of them."""
+    return _kind(entry)[0] is Path
 
 
 def changed_fixed_settings(old: dict[str, dict], settings) -> list[str]:
     """Of the settings marked fixed, those that differ from the tables ``old``, as "section.name: old -> new"."""
     changes = []
-    for section in fields(settings):
+    for section in fields_of(type(settings)):
         before, now = old.get(section.name, {}), as_tables(settings)[section.name]
-        for entry in fields(section.type):
+        for entry in fields_of(section.type):
             if entry.metadata["fixed"] and before.get(entry.name) != now[entry.name]:
                 changes.append(f"{section.name}.{entry.name}: {before.get(entry.name)!r} -> {now[entry.name]!r}")
     return changes

@@ -8,12 +8,24 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".part-"
+
+
+def _machine() -> str:
+    """Tells apart where process numbers mean different things: machines, containers of one machine, its restarts."""
+    marks = [socket.gethostname()]
+    with suppress(OSError):
+        marks.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        marks.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:8]
+
+
 # In the names of temporary files, because machines that share a folder know nothing of each other's processes.
-MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+MACHINE = _machine()
 # Windows refuses to replace a file that a virus scanner or an indexer holds open; they let go within a second.
 REPLACE_ATTEMPTS = 20
 
@@ -79,15 +91,17 @@ def _digest(file) -> str:
     return digest.hexdigest()
 
 
-def remove_leftovers(folder: str | Path) -> None:
+def remove_leftovers(folder: str | Path, nobody_else_writes: bool = False) -> None:
     """Remove temporary files and folders right below ``folder`` whose process is gone (killed while it wrote).
 
-    Those of other machines stay: whether their processes live cannot be known here.
+    Those of other machines, and of this one before it was started anew, stay unless ``nobody_else_writes``: whether
+    their processes live cannot be known here.
     """
     for entry in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
         process, _, rest = entry.name[len(TEMPORARY_PREFIX) :].partition("-")
         ours = process == "0" or rest.startswith(f"{MACHINE}-")
-        if ours and not (process.isdigit() and process_is_alive(int(process))):
+        gone = ours and not (process.isdigit() and process_is_alive(int(process)))
+        if gone or nobody_else_writes:
             _remove(entry)
 
 

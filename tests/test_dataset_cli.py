@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tile_recipes
 from comfyui_environment import load_script
-from likeness.pipelines.files import process_is_alive
+from likeness.pipelines.files import MACHINE, process_is_alive
 from likeness.pipelines.generation import (
     DatasetReader,
     DatasetSettings,
@@ -94,21 +94,21 @@ def reference(tmp_path_factory) -> dict[str, bytes]:
     return shards(folder)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_more_workers_with_one_killed_midway_make_the_same_bytes(tmp_path, reference, main, workers):
+@pytest.mark.parametrize(("workers", "by", "code"), [(2, signal.SIGTERM, 71), (4, signal.SIGKILL, -9)])
+def test_more_workers_with_one_killed_midway_make_the_same_bytes(tmp_path, reference, main, workers, by, code):
     killed = []
 
     def kill_one():
         killed.append(wait_for(lambda: workers_at_work(tmp_path)).popitem()[0])
         time.sleep(0.1)
-        os.kill(killed[0], signal.SIGKILL)
+        os.kill(killed[0], by)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    code, output, errors = main("generate", TILES, "--output", tmp_path, *SLOW, "--workers", workers)
+    result, output, errors = main("generate", TILES, "--output", tmp_path, *SLOW, "--workers", workers)
     killer.join()
-    assert code == 0, errors
-    assert f"Worker {killed[0]} ended with code -9; starting another." in errors
+    assert result == 0, errors
+    assert f"Worker {killed[0]} ended with code {code}; starting another." in errors
     assert "Finished: 24 items" in output
     assert shards(tmp_path) == reference
 
@@ -138,13 +138,48 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     assert not list(tmp_path.glob(".part-*"))
 
 
+HANGING = ("--flaw", "hang", "--total", 8, "--shard-size", 4, "--workers", 1, "--patience", 1)
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_hangs_in_its_item_outlives_no_stop(tmp_path, by):
+    """SIGTERM: the run kills the worker, here a frozen one; SIGKILL: there is nobody but the worker itself."""
+    process = start("generate", TILES, "--output", tmp_path, *HANGING)
+    worker = wait_for(lambda: next((pid for pid, shard in workers_at_work(tmp_path).items() if shard == 1), None))
+    if by == signal.SIGTERM:
+        os.kill(worker, signal.SIGSTOP)
+    process.send_signal(by)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == (0 if by == signal.SIGTERM else -9), output
+    wait_for(lambda: not process_is_alive(worker), 20, "the worker lives on")
+    assert time.monotonic() - began < 10
+    assert "shards   2: 1 finished, 1 stale" in Survey(open_dataset(tmp_path), 60).look().summary()
+
+
+def test_a_new_run_owes_nothing_to_failures_and_dead_workers(tmp_path, main):
+    size = ("--total", 8, "--shard-size", 4, "--workers", 1)
+    dataset = prepare_dataset(tmp_path, tile_recipes.Tiles(tile_recipes.TilesSettings()), DatasetSettings(8, 4))
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dataset.failure(0).write_text("bad luck")
+    for number in range(3):
+        lease = json.dumps({"machine": MACHINE, "process": process.pid})
+        (tmp_path / f"shard-00001.{number}.lease").write_text(lease)
+    (tmp_path / f".part-{process.pid}-{MACHINE}-dataset.json").write_text("{")
+    code, output, errors = main("generate", TILES, "--output", tmp_path, *size)
+    assert code == 0, errors
+    left = {f"shard-0000{shard}.{kind}" for shard in (0, 1) for kind in ("tar", "json")}
+    assert {path.name for path in tmp_path.iterdir()} == {"dataset.json", *left}
+
+
 def test_two_machines_share_a_folder(tmp_path, reference):
     """A run of its own beside this process, as on two machines: the leases alone divide the work."""
     process = start("generate", TILES, "--output", tmp_path, *SLOW, "--workers", 1)
     wait_for(lambda: workers_at_work(tmp_path))
     dataset = open_dataset(tmp_path)
     recipe = tile_recipes.Tiles(tile_recipes.TilesSettings(seconds=0.05))
-    work(dataset, recipe, Job(str(tmp_path), {}), StopRequest())
+    work(dataset, recipe, Job(str(tmp_path), {}, dataset.fingerprint), StopRequest())
     assert Survey(dataset, 60).look().complete
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -252,6 +287,35 @@ def test_wrong_usage_is_one_clear_line(tmp_path, monkeypatch, main, arguments, c
     assert found == code
     assert re.search(message, errors)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Mine(:", "cannot be loaded .SyntaxError: .*correct it"),
+        ("import nowhere_to_be_found", "cannot be loaded .ModuleNotFoundError"),
+        ("class Mine: name = 'mine'", "is no recipe: it lacks version, parameters, make, Settings"),
+        ("", "has no class 'Mine'"),
+    ],
+)
+def test_a_recipe_file_that_is_none_is_one_clear_line(tmp_path, main, text, message):
+    path = tmp_path / f"recipes_{abs(hash(text))}.py"
+    path.write_text(text)
+    code, _, errors = main("generate", f"{path}:Mine", "--output", tmp_path / "set")
+    assert code == 1
+    assert re.search(message, errors)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["generate", TILES], 0), (["verify", "."], 1)])
+def test_an_interrupt_at_the_start_is_a_stop(main, monkeypatch, words, expected):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    code, _, errors = main(*words)
+    assert code == expected
+    assert errors == "dataset_cli: stopped by SIGINT; nothing has changed.\n"
 
 
 def test_help_lists_commands_settings_and_exit_codes(main):

@@ -67,6 +67,8 @@ def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
         path.write_text("x")
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+    remove_leftovers(tmp_path, nobody_else_writes=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.txt"]
     assert process_is_alive(os.getpid()) and not process_is_alive(pid)
 
 

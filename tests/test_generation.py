@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,26 +12,34 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from likeness.pipelines.files import DiskFullError
+from likeness.pipelines.configuration import build_section
+from likeness.pipelines.files import MACHINE, DiskFullError
 from likeness.pipelines.generation import (
     DatasetError,
     DatasetReader,
     DatasetSettings,
     Job,
+    RunSettings,
     Survey,
+    WorkerScript,
     export_folder,
+    generate,
+    local,
     prepare_dataset,
     verify_dataset,
+    worker_main,
 )
-from likeness.pipelines.generation.lease import Lease, acquire, read_leases, remove_stale
+from likeness.pipelines.generation.dataset import table_of
+from likeness.pipelines.generation.lease import Lease, acquire, leased_shards, read_leases, remove_stale
 from likeness.pipelines.generation.recipe import Rejected, decode, encode
 from likeness.pipelines.generation.verify import repair
-from likeness.pipelines.generation.worker import MakeError, work
+from likeness.pipelines.generation.worker import EXIT_HOPELESS, EXIT_STOPPED, GenerationError, MakeError, work
 from likeness.pipelines.images import load_image, save_image
 from likeness.pipelines.randomness import seed_of
 from likeness.pipelines.spl.data import StructurePairs, StructurePairsSettings
@@ -47,7 +57,7 @@ def make(folder, recipe=None, total=10, max_attempts=20, stop=None, **settings):
     """A data set made in this process."""
     recipe = recipe or tiles()
     dataset = prepare_dataset(folder, recipe, DatasetSettings(total=total, **{"shard_size": 4, **settings}))
-    work(dataset, recipe, Job(str(folder), {}, max_attempts=max_attempts), stop or StopRequest())
+    work(dataset, recipe, Job(str(folder), {}, dataset.fingerprint, max_attempts), stop or StopRequest())
     return dataset
 
 
@@ -169,8 +179,125 @@ def test_a_folder_without_a_shard_may_change_its_settings(tmp_path):
 
 
 def test_paths_and_the_number_of_attempts_do_not_make_another_data_set(tmp_path):
-    make(tmp_path, tiles(notes=Path("here")), max_attempts=20)
+    make(tmp_path, tiles(notes=Path("here"), places=(Path("a"), Path("b"))), max_attempts=20)
     make(tmp_path, tiles(notes=Path("/elsewhere")), max_attempts=30)
+
+
+def test_settings_travel_to_workers_with_absolute_paths():
+    settings = TilesSettings(notes=Path("here"), places=(Path("a"), Path("/b")))
+    table = json.loads(json.dumps(table_of(settings)))
+    assert build_section(TilesSettings, table) == replace(
+        settings, notes=Path("here").absolute(), places=(Path("a").absolute(), Path("/b"))
+    )
+
+
+def test_two_runs_that_begin_in_one_folder_do_not_mix(tmp_path, capfd):
+    jobs = []
+    for seed in (0, 1):  # neither has a lease yet, so the second may change the folder's settings
+        dataset = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=4, shard_size=4, seed=seed))
+        jobs.append(Job(str(tmp_path), table_of(TilesSettings()), dataset.fingerprint, stop_at_end_of_input=False))
+    assert worker_main(Tiles, jobs[0]) == EXIT_HOPELESS
+    assert "is to hold a data set of other settings" in capfd.readouterr().err
+    assert not contents(tmp_path)
+    assert worker_main(Tiles, jobs[1]) == 0
+    assert verify_dataset(dataset) == {}
+
+
+def test_a_folder_that_changes_under_a_worker_is_not_published_to(tmp_path):
+    prepare_dataset(tmp_path / "other", tiles(), DatasetSettings(seed=1))
+    recipe = tiles()
+    plain = recipe.make
+    recipe.make = lambda *arguments: (shutil.copy(tmp_path / "other" / "dataset.json", tmp_path / "set"),
+                                      plain(*arguments))[1]  # fmt: skip
+    with pytest.raises(DatasetError, match="another run began there"):
+        make(tmp_path / "set", recipe)
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["dataset.json"]
+
+
+def test_a_worker_that_sees_other_files_makes_nothing(tmp_path, monkeypatch, capfd):
+    dataset = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=4))
+    monkeypatch.setattr(Tiles, "inputs", "other photos")
+    job = Job(str(tmp_path), table_of(TilesSettings()), dataset.fingerprint, stop_at_end_of_input=False)
+    assert worker_main(Tiles, job) == EXIT_HOPELESS
+    assert "this process would make other items than" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["__init__", "make"])
+def test_a_worker_stopped_by_a_signal_does_not_count_as_finished(tmp_path, moment):
+    def act_and_stop(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return getattr(Tiles, moment)(*arguments)
+
+    recipe_class = type("Stopping", (Tiles,), {moment: act_and_stop})
+    dataset = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=4))
+    job = Job(str(tmp_path), table_of(TilesSettings()), dataset.fingerprint, stop_at_end_of_input=False)
+    assert worker_main(recipe_class, job) == EXIT_STOPPED
+    assert not contents(tmp_path)
+
+
+def test_a_shard_of_another_fingerprint_is_not_finished(tmp_path):
+    dataset = make(tmp_path, total=4)
+    sidecar = json.loads(dataset.sidecar(0).read_text())
+    dataset.sidecar(0).write_text(json.dumps({**sidecar, "fingerprint": "0" * 16}))
+    assert dataset.finished(0) is None
+
+
+def test_a_run_that_began_before_the_data_set_grew_leaves_its_longer_shards(tmp_path):
+    old = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=6, shard_size=4))
+    make(tmp_path, total=7)
+    before = contents(tmp_path)
+    work(old, tiles(), Job(str(tmp_path), {}, old.fingerprint), StopRequest())
+    assert contents(tmp_path) == before
+    assert Survey(old, 60).look().kept == 6
+    assert len(DatasetReader(tmp_path)) == 7
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**description, "total": 6}))
+    assert len(DatasetReader(tmp_path)) == 6
+
+
+def test_without_a_total_a_data_set_keeps_its_own(tmp_path):
+    make(tmp_path, total=6)
+    assert make(tmp_path, total=None).total == 6
+    assert prepare_dataset(tmp_path / "new", tiles(), DatasetSettings()).total == 1000
+    empty = Grid(TilesSettings())
+    empty.count = 0
+    with pytest.raises(DatasetError, match="grid has no items at all"):
+        prepare_dataset(tmp_path / "empty", empty, DatasetSettings())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("[]", "cannot be read .it holds '.*' where an object is expected"),
+        ('"x"', "where an object is expected"),
+        ('{"format": 1}', "recipe is 'None', not str"),
+        ({"total": "a"}, "total is 'a', not int"),
+        ({"shard_size": 0}, "must be at least 1"),
+        ({"seed": 9}, "dataset.json has been edited"),
+        ({"recipe": "grid"}, "has been edited"),
+        ({"settings": {}}, "has been edited"),
+    ],
+)
+def test_a_spoilt_description_is_told(tmp_path, change, message):
+    make(tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text(change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DatasetError, match=message):
+        DatasetReader(tmp_path)
+    with pytest.raises(DatasetError, match=message):
+        make(tmp_path)
+
+
+def test_folders_that_cannot_be_begun_are_told_and_leftovers_of_a_start_do_not_count(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match="file is a file: give a folder"):
+        make(tmp_path / "file")
+    with pytest.raises(DatasetError, match="set cannot be written .Not a directory.: choose a folder"):
+        make(tmp_path / "file" / "set")
+    (tmp_path / "set").mkdir()
+    for name in ("STOP", ".part-1-0badcafe-dataset.json"):
+        (tmp_path / "set" / name).write_text("")
+    make(tmp_path / "set")
 
 
 def test_a_changed_recipe_and_changed_inputs_are_refused(tmp_path, monkeypatch):
@@ -227,7 +354,7 @@ def dead_process() -> int:
 
 def write_lease(tar: Path, number: int, age: float = 0, **content) -> Path:
     path = tar.with_name(f"{tar.stem}.{number}.lease")
-    path.write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid(), **content}))
+    path.write_text(json.dumps({"machine": MACHINE, "process": os.getpid(), **content}))
     os.utime(path, (time.time() - age,) * 2)
     return path
 
@@ -237,15 +364,21 @@ def test_when_a_lease_is_stale(tmp_path, dead_process):
     for content, expected in [
         ({}, False),
         ({"process": dead_process}, True),
-        ({"process": dead_process, "host": "another-machine"}, False),
-        ({"host": "another-machine", "age": 61}, True),
-        ({"age": 61}, True),
+        ({"process": dead_process, "machine": "another"}, False),
+        ({"machine": "another", "age": 61}, True),
+        ({"age": 61}, False),  # it lives, whatever the clocks say
+        ({"age": 601}, True),  # its number may be another process's by now
         ({"error": "RuntimeError: no"}, True),
     ]:
         write_lease(tar, 0, **content)
         assert read_leases(tar)[0].is_stale(60) is expected, content
-    write_lease(tar, 0).write_text("")  # created and not yet written
-    assert not read_leases(tar)[0].is_stale(60)
+    for text in ("", "[1]", '{"unknown": 1, "process": "x"}'):  # created and not yet written, or by somebody else
+        write_lease(tar, 0).write_text(text)
+        assert not read_leases(tar)[0].is_stale(60)
+    for name in ("shard-00000.x.lease", "shard-x.0.lease", "shard-00000.lease"):
+        (tmp_path / name).write_text("{}")
+    assert leased_shards(tmp_path) == {0}
+    assert len(read_leases(tar)) == 1
 
 
 def test_a_held_shard_is_left_alone_and_a_released_one_is_free(tmp_path):
@@ -306,6 +439,45 @@ def test_a_taker_who_looked_too_long_ago_gives_back(tmp_path, dead_process, monk
     holder.release()
 
 
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_holder_that_lost_its_lease_drops_the_shard_without_a_death(tmp_path, at):
+    """It was silent for too long: somebody took the shard, removed the file being written, and died over it."""
+    recipe, calls = tiles(rejects=0.0), []
+    plain = recipe.make
+
+    def make_and_be_robbed(parameters, seed):
+        calls.append(parameters["item"])
+        if len(calls) == at + 1:
+            write_lease(tmp_path / "shard-00000.tar", 1, age=121, machine="another")
+            if at == 1:
+                next(tmp_path.glob(".part-*")).unlink()
+        return plain(parameters, seed)
+
+    recipe.make = make_and_be_robbed
+    dataset = make(tmp_path, recipe, total=4)
+    assert calls == [*range(at + 1), 0, 1, 2, 3]
+    assert verify_dataset(dataset) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.json", "shard-00000.json", "shard-00000.tar"]
+
+
+def test_a_lost_lease_does_not_take_its_successor_with_it(tmp_path):
+    tar = tmp_path / "shard-00000.tar"
+    lease = acquire(tar, 60)
+    assert not lease.is_lost()
+    lease.path.unlink()  # cleared as stale by a new run, whose worker has the same number now
+    successor = acquire(tar, 60)
+    assert lease.is_lost() and not successor.is_lost()
+    lease.release()
+    assert [found.number for found in read_leases(tar)] == [0]
+    successor.release()
+
+
+def test_last_words_may_hold_what_is_no_unicode(tmp_path):
+    tar = tmp_path / "shard-00000.tar"
+    acquire(tar, 60).abandon("OSError: photo \udcff.png")
+    assert read_leases(tar)[0].error == r"OSError: photo \udcff.png"
+
+
 def test_stale_leases_are_cleared_and_held_ones_are_not(tmp_path, dead_process):
     tar, other = tmp_path / "shard-00000.tar", tmp_path / "shard-00001.tar"
     write_lease(tar, 0, process=dead_process)
@@ -344,6 +516,84 @@ def test_a_recipe_that_raises_is_tried_by_three_workers_and_then_given_up_with_i
     assert state.failed[1] == "3 workers died over it; the last: RuntimeError: item 5 is beyond me."
 
 
+def test_a_full_disk_of_the_recipe_is_not_told_as_one_of_the_shard(tmp_path):
+    with pytest.raises(MakeError) as failure:
+        make(tmp_path, tiles(flaw="full"))
+    assert isinstance(failure.value.__cause__, OSError)
+    assert read_leases(tmp_path / "shard-00001.tar")[0].error.startswith("OSError: [Errno 28]")
+
+
+@pytest.mark.parametrize("extension", ["../x", "a//b", "a..b", "", "x.", "a\\b"])
+def test_extensions_that_lead_elsewhere_are_refused(tmp_path, extension):
+    recipe = tiles()
+    plain = recipe.make
+    recipe.make = lambda *arguments: {**plain(*arguments), extension: b""}
+    with pytest.raises(MakeError) as failure:
+        make(tmp_path / "set", recipe)
+    assert "a recipe returned a file named" in str(failure.value.__cause__)
+    dataset = make(tmp_path / "forged", total=2)
+    sidecar = json.loads(dataset.sidecar(0).read_text())
+    sidecar["items"]["000000000"][extension] = [0, 10]
+    dataset.sidecar(0).write_text(json.dumps(sidecar))
+    assert "has the extension" in verify_dataset(dataset)[0][0]
+    assert len(DatasetReader(tmp_path / "forged", partial=True)) == 0
+
+
+class FakeProcess:
+    """A worker that has ended with a code before it began."""
+
+    pid, returncode, stdin = 1, None, io.BytesIO()
+
+    def __init__(self, code):
+        self.code = code
+
+    def poll(self):
+        self.returncode = self.code
+        return self.code
+
+    def wait(self, timeout=None):
+        return self.poll()
+
+
+def test_workers_take_devices_in_turn(tmp_path, monkeypatch):
+    dataset, started = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=20, shard_size=2)), []
+    monkeypatch.setattr(local, "_start", lambda command: started.append(command) or FakeProcess(0))
+    job = Job(str(tmp_path), {}, dataset.fingerprint)
+    local.run_local(dataset, WorkerScript(Path("x")), job, StopRequest(), lambda: None, 3, ("first", "second"))
+    assert [Job.from_text(command[-1]).device for command in started] == ["first", "second", "first"]
+
+
+def test_workers_may_die_while_there_is_progress_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_start", lambda command: FakeProcess(-9))
+    crew = local.Crew(WorkerScript(Path("x")), [Job("", {}, "")], 1)
+    for left in range(20, 0, -1):
+        crew.replace_dead(lambda left=left: left)
+    with pytest.raises(GenerationError, match="6 workers died in a row"):
+        for _ in range(7):
+            crew.replace_dead(lambda: 1)
+    dataset = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=20, shard_size=1))
+    for shard, expected in ((0, 1), (1, 2), *((shard, 10) for shard in range(9, 20))):
+        for given_up in range(shard + 1):
+            dataset.failure(given_up).touch()
+        assert local._given_up(dataset) == expected
+
+
+def test_a_run_asked_to_stop_before_it_began_touches_nothing(tmp_path):
+    dataset = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=4))
+    dataset.failure(0).write_text("bad luck")
+    stop = StopRequest()
+    stop.reason = "the test"
+    state = generate(dataset, tiles(), WorkerScript(Path("none")), RunSettings(), stop)
+    assert state.failed == {0: "bad luck"}
+
+
+def test_a_finished_data_set_needs_no_writing(tmp_path, monkeypatch):
+    make(tmp_path)
+    dataset = prepare_dataset(tmp_path, tiles(), DatasetSettings(shard_size=4))
+    monkeypatch.setattr(sys.modules[generate.__module__], "_clear", None)
+    assert generate(dataset, tiles(), WorkerScript(Path("none")), RunSettings(), StopRequest()).complete
+
+
 def test_a_stop_drops_the_shard_in_work_and_the_next_run_makes_the_same(tmp_path):
     stop = StopRequest()
     recipe = tiles()
@@ -378,10 +628,10 @@ def test_a_full_disk_is_no_fault_of_the_shard(tmp_path, monkeypatch):
 
 def test_leftovers_of_a_killed_worker_go_with_its_shard(tmp_path):
     make(tmp_path, total=4)
-    leftover = tmp_path / ".part-1-0badcafe-shard-00001.tar"  # of a process on another machine
-    leftover.write_bytes(b"half")
+    for extension in ("tar", "json"):  # of a process on another machine
+        (tmp_path / f".part-1-0badcafe-shard-00001.{extension}").write_bytes(b"half")
     make(tmp_path, total=8)
-    assert not leftover.exists()
+    assert not list(tmp_path.glob(".part-*"))
 
 
 # --- reading, checking, exporting
@@ -451,6 +701,26 @@ def test_verify_finds_every_fault_at_once_and_repair_mends_them(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_verify_tells_grown_shards_strays_and_forged_records_apart(tmp_path):
+    make(tmp_path, total=10)
+    dataset = prepare_dataset(tmp_path, tiles(), DatasetSettings(total=11, shard_size=4))
+    assert verify_dataset(dataset) == {}  # the last shard is unfinished, not bad
+    for shard, change in (
+        (0, {"rejects": [{"item": 99, "attempt": 0, "reason": "x"}], "rejected": 1}),
+        (1, {"rejects": [[]]}),
+        (2, {"tar": {**json.loads(dataset.sidecar(2).read_text())["tar"], "name": "shard-7.tar"}}),
+    ):
+        sidecar = json.loads(dataset.sidecar(shard).read_text())
+        dataset.sidecar(shard).write_text(json.dumps({**sidecar, **change}))
+    (tmp_path / "shard-00009.tar").write_bytes(b"")
+    text = {shard: "; ".join(found) for shard, found in verify_dataset(dataset).items()}
+    assert "rejects of items that are not its own" in text[0]
+    assert "sidecar cannot be read (it holds '[]' where an object is expected)" in text[1]
+    assert "its sidecar is of shard-7.tar" in text[2]
+    assert text[9] == "shard-00009.tar is beyond the 3 shards of this data set: remove it"
+    assert Survey(dataset, 60).look().missing == [1, 2]
+
+
 @pytest.mark.parametrize("extension", ["png", "json", "npz", "txt"])
 def test_verify_decodes_every_file(tmp_path, extension):
     """A shard whose checksum is right but whose file is not: made by a broken recipe."""
@@ -477,6 +747,22 @@ def test_export_is_a_plain_folder(tmp_path):
     assert lines[3]["text"] == reader[3]["txt"]
     assert lines[3]["mask_file_name"] == "mask/000000003.png"
     assert lines[3]["mean"] == reader[3]["json"]["mean"]
+    assert not {"bin_file_name", "npz_file_name"} & set(lines[3])
+
+
+def test_only_pictures_are_told_as_pictures_and_a_killed_export_leaves_nothing(tmp_path, dead_process):
+    recipe = tiles()
+    plain = recipe.make
+    recipe.make = lambda *arguments: {name: content for name, content in plain(*arguments).items() if name != "png"}
+    make(tmp_path / "set", recipe)
+    leftover = tmp_path / f".part-{dead_process}-{MACHINE}-plain"
+    leftover.mkdir()
+    export_folder(DatasetReader(tmp_path / "set"), tmp_path / "plain")
+    assert "file_name" not in json.loads((tmp_path / "plain" / "metadata.jsonl").read_text().splitlines()[0])
+    assert not leftover.exists()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(DatasetError, match="link is a symbolic link"):
+        export_folder(DatasetReader(tmp_path / "set"), tmp_path / "link")
 
 
 def test_export_refuses_a_folder_with_content_and_leaves_nothing_when_stopped(tmp_path):
@@ -548,7 +834,7 @@ def test_structure_pairs_takes_a_folder_of_photos_wherever_it_lies(tmp_path):
                for place in ("here", "there")]  # fmt: skip
     outcomes = make_until(recipes[0], 20)
     assert 0 < outcomes["kept"] < 20
-    assert any("photo left out: " in reason and "broken.jpg" in reason for reason in outcomes)
+    assert outcomes["photo cannot be read (--photos)"] > 0
     make(tmp_path / "set", recipes[0], total=4)
     make(tmp_path / "set", recipes[1], total=8)
     photos = {item["json"]["parameters"]["photo"] for item in DatasetReader(tmp_path / "set")}
@@ -564,3 +850,19 @@ def test_structure_pairs_says_what_is_wrong_with_its_photos(tmp_path):
         StructurePairs(StructurePairsSettings(photos=tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="neither it nor its subfolders have a file that ends in .png"):
         StructurePairs(StructurePairsSettings(photos=tmp_path))
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="none of its 2 photos can be read"):
+        StructurePairs(StructurePairsSettings(photos=tmp_path))
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.png")).write_bytes(b"")
+    with pytest.raises(ValueError, match="which is no UTF-8: rename it"):
+        StructurePairs(StructurePairsSettings(photos=tmp_path))
+
+
+def test_a_photo_that_is_gone_for_a_moment_is_no_reject(tmp_path):
+    save_image(torch.rand(3, 90, 70), tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "b.png").read_bytes())
+    recipe = StructurePairs(StructurePairsSettings(photos=tmp_path, size=32))
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        recipe.make({**recipe.parameters(0, 0), "photo": "b.png"}, 0)

@@ -421,7 +421,7 @@ def test_the_validation_is_the_same_each_time_and_shows_the_averaged_weights(wor
     assert events
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_the_loss_falls_when_eight_portraits_are_overfitted(family, tmp_path):
     """The same noise at the same levels before and after 300 steps."""
     make_pipeline(family, tmp_path).save_pretrained(tmp_path / "base")

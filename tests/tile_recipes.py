@@ -1,5 +1,9 @@
 """Recipes that cost nothing, for the tests of the data engine; `dataset_cli.py generate tile_recipes.py:Tiles`."""
 
+# As recipes of others may have it: the types of their settings are texts then.
+from __future__ import annotations
+
+import errno
 import os
 import signal
 import time
@@ -21,8 +25,9 @@ class TilesSettings:
     rejects: float = option(0.3, "part of the attempts that is rejected", minimum=0, maximum=1)
     seconds: float = option(0.0, "time an attempt takes")
     bulk: int = option(0, "bytes of padding in every item")
-    flaw: str = option("none", "what goes wrong at item 5", choices=("none", "reject", "raise", "kill"))
+    flaw: str = option("none", "what goes wrong at item 5", choices=("none", "reject", "raise", "full", "kill", "hang"))
     notes: Path | None = option(None, "a path, which does not count")
+    places: tuple[Path, ...] = option((), "paths, which do not count")
 
 
 class Tiles:
@@ -57,6 +62,10 @@ class Tiles:
             raise Rejected("never good enough (--flaw)")
         if self.settings.flaw == "raise":
             raise RuntimeError("item 5 is beyond me")
+        if self.settings.flaw == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if self.settings.flaw == "hang":
+            time.sleep(1000)
         if self.settings.flaw == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -8,15 +8,21 @@ why a shard was given up; ``shard-00012.0.lease`` that somebody makes it now.
 import hashlib
 import json
 import platform
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..configuration import as_tables, option
-from ..files import write_json
+import torch
+
+from ..configuration import fields_of, holds_paths, option, section_as_table
+from ..files import TEMPORARY_PREFIX, DiskFullError, write_json
+from .sidecar import check_kinds, read_record, read_sidecar
 
 FORMAT = 1
 DESCRIPTION = "dataset.json"
+# What decides about the content of items, and so about the fingerprint.
+CONTENT_KINDS = {"recipe": str, "version": int, "seed": int, "shard_size": int, "settings": dict, "inputs": str}
+KINDS = {**CONTENT_KINDS, "fingerprint": str, "total": int, "versions": dict}
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python")
 
 
@@ -28,8 +34,8 @@ class DatasetError(ValueError):
 class DatasetSettings:
     """What is made. In a folder that has data already only the total may change, and only grow."""
 
-    total: int | None = option(None, "how many items, rejects not counted (default: 1000, or all of a recipe that "
-                               "has a fixed number)", minimum=1)  # fmt: skip
+    total: int | None = option(None, "how many items, rejects not counted (default: what the folder was begun "
+                               "with, else all of a recipe that has a fixed number, else 1000)", minimum=1)  # fmt: skip
     shard_size: int = option(
         500, "items a shard; a stopped run makes its unfinished shards anew, so choose some minutes of work", minimum=1
     )
@@ -65,17 +71,18 @@ class Dataset:
         return self.folder / f"shard-{shard:05d}.failed"
 
     def finished(self, shard: int) -> dict | None:
-        """The sidecar of a finished shard; None if there is none, or it is of fewer items than asked for now."""
+        """The sidecar of a finished shard; None if there is none, or it is of fewer items than asked for now.
+
+        It may be of more: then the data set has grown since this object was made.
+        """
         try:
-            content = json.loads(self.sidecar(shard).read_text(encoding="utf-8"))
-            fits = (
-                content["fingerprint"] == self.fingerprint
-                and list(content["items"]) == [key_of(item) for item in self.items(shard)]
-                and self.tar(shard).stat().st_size == content["tar"]["bytes"]
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            content = read_sidecar(self.sidecar(shard))
+            size = self.tar(shard).stat().st_size
+        except (OSError, ValueError):
             return None
-        return content if fits else None
+        keys = [key_of(item) for item in self.items(shard)]
+        fits = content["fingerprint"] == self.fingerprint and size == content["tar"]["bytes"]
+        return content if fits and list(content["items"])[: len(keys)] == keys else None
 
 
 def key_of(item: int) -> str:
@@ -94,9 +101,12 @@ def prepare_dataset(folder: str | Path, recipe, settings: DatasetSettings, say=p
     recipe: constructed from ``recipe.settings``. Raises ``DatasetError`` if the folder holds something else.
     """
     folder = Path(folder)
-    description = _describe(recipe, settings)
-    if (folder / DESCRIPTION).exists() and _has_shards(folder):
-        old = _read_description(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError(f"{folder} is a file: give a folder for the data set, new or begun before.")
+    begun = (folder / DESCRIPTION).exists() and _has_shards(folder)
+    old = _read_description(folder) if begun else None
+    description = _describe(recipe, settings, old["total"] if begun else None)
+    if begun:
         _check_same(folder, old, description)
         if old["versions"] != description["versions"]:
             say(f"Note: {folder} was begun with {old['versions']}, this is {description['versions']}: "
@@ -104,11 +114,28 @@ def prepare_dataset(folder: str | Path, recipe, settings: DatasetSettings, say=p
         if old["total"] == description["total"]:
             return _from_description(folder, old)
         description["versions"] = old["versions"]
-    elif folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).exists():
+    elif _holds_something_else(folder):
         raise DatasetError(f"{folder} is not empty and holds no data set: choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / DESCRIPTION, description)
+    _write_description(folder, description)
     return _from_description(folder, description)
+
+
+def _write_description(folder: Path, description: dict) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / DESCRIPTION, description)
+    except DiskFullError:
+        raise
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be written ({error.strerror}): choose a folder in which you may write.") \
+            from error  # fmt: skip
+
+
+def _holds_something_else(folder: Path) -> bool:
+    """True for a folder of other things; what a request to stop or a killed start leaves does not count."""
+    if not folder.is_dir() or (folder / DESCRIPTION).exists():
+        return False
+    return any(path.name != "STOP" and not path.name.startswith(TEMPORARY_PREFIX) for path in folder.iterdir())
 
 
 def _has_shards(folder: Path) -> bool:
@@ -116,59 +143,63 @@ def _has_shards(folder: Path) -> bool:
     return any(path.suffix in (".tar", ".json", ".lease") for path in folder.glob("shard-*"))
 
 
-def _describe(recipe, settings: DatasetSettings) -> dict:
-    content = {
+def _describe(recipe, settings: DatasetSettings, total_before: int | None) -> dict:
+    content = _content_of(recipe, settings.seed, settings.shard_size)
+    asked = total_before if settings.total is None else settings.total
+    total, fingerprint = _total(recipe, asked), _digest(content)
+    return {"format": FORMAT, **content, "fingerprint": fingerprint, "total": total, "versions": _versions()}
+
+
+def fingerprint_of(recipe, seed: int, shard_size: int) -> str:
+    """What the fingerprint of a data set made by this recipe, as constructed, has to be."""
+    return _digest(_content_of(recipe, seed, shard_size))
+
+
+def _content_of(recipe, seed: int, shard_size: int) -> dict:
+    return {
         "recipe": recipe.name,
         "version": recipe.version,
-        "seed": settings.seed,
-        "shard_size": settings.shard_size,
+        "seed": seed,
+        "shard_size": shard_size,
         "settings": identity_of(recipe.settings),
         "inputs": recipe.inputs,
     }
-    digest = hashlib.sha256(json.dumps([FORMAT, content], sort_keys=True).encode()).hexdigest()
-    return {
-        "format": FORMAT,
-        **content,
-        "fingerprint": digest[:16],
-        "total": _total(recipe, settings.total),
-        "versions": _versions(),
-    }
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, content], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def identity_of(settings) -> dict:
     """The settings that decide about the content, as a table: all but paths, which say where and not what."""
-    table = table_of(settings)
-    return {entry.name: table[entry.name] for entry in fields(settings) if not _is_path(entry.type)}
+    table = section_as_table(settings)
+    return {entry.name: table[entry.name] for entry in fields_of(type(settings)) if not holds_paths(entry)}
 
 
 def table_of(settings) -> dict:
     """The settings of a recipe as they go into JSON; paths become absolute, so that they hold in other processes."""
     places = {
-        entry.name: Path(value).absolute()
-        for entry in fields(settings)
-        if _is_path(entry.type) and (value := getattr(settings, entry.name)) is not None
+        entry.name: tuple(path.absolute() for path in value) if isinstance(value, tuple) else value.absolute()
+        for entry in fields_of(type(settings))
+        if holds_paths(entry) and (value := getattr(settings, entry.name)) is not None
     }
-    return as_tables(_Holder(replace(settings, **places)))["settings"]
-
-
-@dataclass(frozen=True)
-class _Holder:
-    settings: object
-
-
-def _is_path(annotation) -> bool:
-    return annotation is Path or Path in getattr(annotation, "__args__", ())
+    return section_as_table(replace(settings, **places))
 
 
 def _total(recipe, asked: int | None) -> int:
+    if recipe.count == 0:
+        raise DatasetError(f"{recipe.name} has no items at all with these settings: give it something to combine.")
     if recipe.count is not None and asked is not None and asked > recipe.count:
         raise DatasetError(f"--total is {asked}, but {recipe.name} has only {recipe.count} different items with these "
                            "settings: ask for fewer, or give it more to combine.")  # fmt: skip
-    return asked or recipe.count or 1000
+    if asked is not None:
+        return asked
+    return 1000 if recipe.count is None else recipe.count
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    # Kernels for other instruction sets round otherwise in the last bit.
+    found = {"python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -182,12 +213,20 @@ def _read_description(folder: Path) -> dict:
     if not path.is_file():
         raise DatasetError(f"{folder} holds no data set (no {DESCRIPTION}): give the folder that generate wrote to.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_record(path, {"format": int})
+        if content["format"] != FORMAT:
+            raise DatasetError(f"{path} has format {content['format']}, this program reads {FORMAT}: use the version "
+                               "of Likeness that made it.")  # fmt: skip
+        check_kinds(content, KINDS)
+        if min(content["total"], content["shard_size"]) < 1:
+            raise ValueError("total and shard_size must be at least 1")
+    except DatasetError:
+        raise
     except ValueError as error:
         raise DatasetError(f"{path} cannot be read ({error}): restore it, or choose a new folder.") from None
-    if content.get("format") != FORMAT:
-        raise DatasetError(f"{path} has format {content.get('format')!r}, this program reads {FORMAT}: use the version "
-                           "of Likeness that made it.")  # fmt: skip
+    if _digest({name: content[name] for name in CONTENT_KINDS}) != content["fingerprint"]:
+        raise DatasetError(f"{path} has been edited: what it says does not fit its fingerprint "
+                           f"{content['fingerprint']}. Restore it, or choose a new folder.")  # fmt: skip
     return content
 
 

@@ -8,7 +8,7 @@ from ..configuration import option
 from ..files import remove_leftovers
 from ..stop import StopRequest
 from .dataset import Dataset, table_of
-from .lease import remove_stale
+from .lease import leased_shards, remove_stale
 from .local import run_local
 from .on_ray import run_on_ray
 from .recipe import Recipe
@@ -35,6 +35,9 @@ class RunSettings:
     lease_timeout: float = option(
         120.0, "seconds without a sign of life after which a shard is taken from another machine", minimum=1
     )
+    patience: float = option(
+        60.0, "seconds that a worker may take over its item after a stop before it is killed", minimum=0
+    )
 
 
 def generate(
@@ -45,28 +48,31 @@ def generate(
     It is not complete after a stop and where shards were given up. Raises ``GenerationError``, ``ImportError`` (Ray is
     missing).
     """
-    if stop.requested:
-        return Survey(dataset, run.lease_timeout).look()
-    _clear(dataset, run.lease_timeout)
     survey = Survey(dataset, run.lease_timeout)
-    job = Job(str(dataset.folder.absolute()), table_of(recipe.settings), run.max_attempts, run.lease_timeout)
-    if not survey.look().complete:
-        progress = Progress(survey, say)
-        try:
-            if run.engine == "ray":
-                run_on_ray(dataset, script, job, stop, progress, run.ray_address, run.ray_gpus, run.devices)
-            else:
-                run_local(dataset, script, job, stop, progress, run.workers, run.devices)
-        finally:
-            progress.finish()
+    state = survey.look()
+    if stop.requested or state.complete:
+        return state
+    _clear(dataset, run.lease_timeout)
+    settings = table_of(recipe.settings)
+    limits = {name: getattr(run, name) for name in ("max_attempts", "lease_timeout", "patience")}
+    job = Job(str(dataset.folder.absolute()), settings, dataset.fingerprint, **limits)
+    progress = Progress(survey, say)
+    try:
+        if run.engine == "ray":
+            run_on_ray(dataset, script, job, stop, progress, run.ray_address, run.ray_gpus, run.devices)
+        else:
+            run_local(dataset, script, job, stop, progress, run.workers, run.devices)
+    finally:
+        progress.finish()
     return survey.look()
 
 
 def _clear(dataset: Dataset, lease_timeout: float) -> None:
     """A new run owes nothing to old failures: everything unfinished is tried again."""
     remove_leftovers(dataset.folder)
-    for shard in dataset.shards:
-        dataset.failure(shard).unlink(missing_ok=True)
+    for failure in dataset.folder.glob("shard-*.failed"):
+        failure.unlink(missing_ok=True)
+    for shard in leased_shards(dataset.folder):
         remove_stale(dataset.tar(shard), lease_timeout)
 
 

@@ -2,12 +2,18 @@
 
 A shard's leases are numbered, the highest counts. Taking a shard over means to create the next number, which the file
 system gives to one taker only (O_EXCL); nothing is renamed or removed, so no taker can rob another. The numbers that
-stay behind count the workers which died over the shard. If two ever hold the same shard in spite of all (a machine
-slept longer than the timeout), both write the same bytes: a lease saves work, correctness does not hang on it.
+stay behind count the workers which died over the shard. A holder that slept longer than the timeout finds its lease
+lost and drops its work. If two ever publish the same shard in spite of all, both write the same bytes on like hardware:
+a lease saves work, correctness does not hang on it.
+
+The heartbeat proves that a holder lives, not that it gets on: a recipe that hangs keeps its shard until somebody stops
+it. Ages of leases compare the clocks of machines, which should agree to well within the timeout.
 """
 
+import errno
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -15,12 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import clear_disk_errors, process_is_alive
+from ..files import MACHINE, clear_disk_errors, process_is_alive
 
 # Fixed, so that a heartbeat overwrites in place: it needs no room on a full disk and readers never see half of it.
 LEASE_BYTES = 2048
 MAX_DEATHS = 3
-_HOST = socket.gethostname()
+# A process that lives here loses its lease only after so many timeouts: clocks jump, but its number may be another's.
+LIVING_FACTOR = 10
+_NAME = re.compile(r"shard-(\d+)\.(\d+)\.lease")
+_KINDS = {"host": str, "machine": str, "process": int, "kept": int, "rejected": int, "error": str}
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,8 @@ class LeaseFile:
 
     path: Path
     number: int
-    host: str = ""
+    host: str = ""  # for people; ``machine`` is what counts
+    machine: str = ""
     process: int = 0
     kept: int = 0
     rejected: int = 0
@@ -38,8 +48,14 @@ class LeaseFile:
 
     def is_stale(self, timeout: float) -> bool:
         """True if its holder will not finish: it said so, its process is gone, or it was silent for too long."""
-        dead = self.host == _HOST and not process_is_alive(self.process)
-        return dead or self.error is not None or self.age > timeout
+        if self.error is not None or self.machine != MACHINE:
+            return self.error is not None or self.age > timeout
+        return not process_is_alive(self.process) or self.age > timeout * LIVING_FACTOR
+
+
+def leased_shards(folder: Path) -> set[int]:
+    """The shards with leases, held or not: one look at the folder instead of one for each shard."""
+    return {int(match[1]) for path in folder.glob("shard-*.lease") if (match := _NAME.fullmatch(path.name))}
 
 
 def read_leases(tar: Path) -> list[LeaseFile]:
@@ -48,16 +64,19 @@ def read_leases(tar: Path) -> list[LeaseFile]:
 
 
 def _read(path: Path) -> LeaseFile | None:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return None
     try:
         age = time.time() - path.stat().st_mtime
-        text = path.read_text(encoding="utf-8")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:  # released just now
         return None
-    number = int(path.suffixes[-2][1:])
-    try:
-        return LeaseFile(path, number, age=age, **json.loads(text))
     except ValueError:  # created just now
-        return LeaseFile(path, number, age=age)
+        content = {}
+    content = content if isinstance(content, dict) else {}
+    known = {name: content[name] for name, kind in _KINDS.items() if isinstance(content.get(name), kind)}
+    return LeaseFile(path, int(match[2]), age=age, **known)
 
 
 def acquire(tar: Path, timeout: float) -> "Lease | None":
@@ -70,7 +89,8 @@ def acquire(tar: Path, timeout: float) -> "Lease | None":
         lease = Lease(tar, number, timeout)
     except FileExistsError:
         return None
-    if read_leases(tar)[-1].number != number:  # we looked too long ago: there were others since
+    now_held = read_leases(tar)
+    if not now_held or now_held[-1].number != number:  # we looked too long ago: there were others since
         lease.release()
         return None
     return lease
@@ -94,7 +114,7 @@ class Lease:
         """Raises ``FileExistsError`` if somebody has this number."""
         self.kept = self.rejected = 0
         self._tar, self._number = tar, number
-        self.path = tar.with_name(f"{tar.stem}.{number}.lease")
+        self.path = self._path_of(number)
         self._file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
             with clear_disk_errors(self.path):
@@ -110,14 +130,31 @@ class Lease:
     def progress(self, kept: int, rejected: int) -> None:
         self.kept, self.rejected = kept, rejected
 
+    def is_lost(self) -> bool:
+        """True if it was taken for dead: somebody has the next number, or has removed this one."""
+        return self._path_of(self._number + 1).exists() or not self._is_there()
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except OSError as error:  # a network drive away for a moment proves nothing
+            return error.errno not in (errno.ENOENT, errno.ESTALE)
+
+    def _path_of(self, number: int) -> Path:
+        return self._tar.with_name(f"{self._tar.stem}.{number}.lease")
+
     def release(self) -> None:
+        """Give it back; of a lost lease whatever is still this holder's."""
+        there = self._is_there()
         self._stop()
-        for lease in read_leases(self._tar):  # lowest first: what is left at any moment is a valid state
+        for lease in read_leases(self._tar) if there else ():  # lowest first: any moment's state is a valid one
             if lease.number <= self._number:
                 lease.path.unlink(missing_ok=True)
 
     def abandon(self, error: str) -> None:
-        self._stop(lambda: self._write(error[:300]))
+        # A file name in it may hold what is no Unicode.
+        printable = error.encode(errors="backslashreplace").decode()
+        self._stop(lambda: self._write(printable[:300]))
 
     def _stop(self, last_words: Callable[[], None] = lambda: None) -> None:
         self._ended.set()
@@ -133,6 +170,7 @@ class Lease:
                 continue
 
     def _write(self, error: str | None) -> None:
-        content = {"host": _HOST, "process": os.getpid(), "kept": self.kept, "rejected": self.rejected, "error": error}
+        content = {"host": socket.gethostname(), "machine": MACHINE, "process": os.getpid(), "kept": self.kept,
+                   "rejected": self.rejected, "error": error}  # fmt: skip
         os.lseek(self._file, 0, os.SEEK_SET)
         os.write(self._file, json.dumps(content, ensure_ascii=False).encode().ljust(LEASE_BYTES)[:LEASE_BYTES])

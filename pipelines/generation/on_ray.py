@@ -15,7 +15,6 @@ from .lease import MAX_DEATHS
 from .worker import EXIT_HOPELESS, GenerationError, Job, WorkerScript
 
 _POLL = 0.5
-_PATIENCE = 60.0
 
 
 def run_on_ray(
@@ -44,7 +43,7 @@ def run_on_ray(
         jobs = [replace(job, device=device, shard=shard, stop_at_end_of_input=False) for shard in shards]
         arguments = [[*script.arguments, job.to_text()] for job in jobs]
         tasks = {task.remote(str(script.path), words): shard for shard, words in zip(shards, arguments, strict=True)}
-        _watch(ray, tasks, stop, progress)
+        _watch(ray, tasks, stop, progress, job.patience)
     finally:
         if not connected_before:
             ray.shutdown()
@@ -90,7 +89,7 @@ def _portable_task() -> Callable[[str, list[str]], int]:
     return make_shard_by_script
 
 
-def _watch(ray, tasks: dict, stop: StopRequest, progress: Callable[[], None]) -> None:
+def _watch(ray, tasks: dict, stop: StopRequest, progress: Callable[[], None], patience: float) -> None:
     waiting = list(tasks)
     try:
         while waiting and not stop.requested:
@@ -102,7 +101,9 @@ def _watch(ray, tasks: dict, stop: StopRequest, progress: Callable[[], None]) ->
         for task in waiting:
             ray.cancel(task)  # arrives as an interrupt, upon which the worker drops its shard in order
         if waiting:
-            ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE)
+            _, hanging = ray.wait(waiting, num_returns=len(waiting), timeout=patience)
+            for task in hanging:
+                ray.cancel(task, force=True)
 
 
 def _check(ray, task, shard: int) -> None:

@@ -7,7 +7,7 @@ a trainer can draw items in any order.
 from collections.abc import Iterator
 from pathlib import Path
 
-from .dataset import DatasetError, open_dataset
+from .dataset import DatasetError, key_of, open_dataset
 from .recipe import decode
 
 
@@ -28,7 +28,8 @@ class DatasetReader:
                 unfinished.append(shard)
             else:
                 tar = self.dataset.tar(shard)
-                self._places += [(tar, key, files) for key, files in sidecar["items"].items()]
+                keys = map(key_of, self.dataset.items(shard))
+                self._places += [(tar, key, sidecar["items"][key]) for key in keys]
         if unfinished and not partial:
             raise DatasetError(
                 f"{folder}: {len(unfinished)} of {len(self.dataset.shards)} shards are not finished (the first is "
@@ -54,5 +55,3 @@ class DatasetReader:
                 file.seek(offset)
                 files[extension] = file.read(size)
         return key, files
-
-

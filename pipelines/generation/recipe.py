@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from typing import Protocol, TypeAlias
 
 import torch
@@ -12,6 +13,9 @@ from ..images import to_uint8
 # arrays (for npz), or the bytes of the file.
 Content: TypeAlias = torch.Tensor | str | dict | list | bytes
 PNG_COMPRESSION = 6
+PICTURES = ("png", "jpg", "jpeg", "webp")
+# "png", "source.png": they become names of files and folders, so nothing that leads out of a folder.
+EXTENSION = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 class Rejected(Exception):
@@ -92,7 +96,7 @@ def decode(extension: str, data: bytes):
     Raises whatever the format's reader raises on broken data.
     """
     kind = extension.rsplit(".", 1)[-1]
-    if kind in ("png", "jpg", "jpeg", "webp"):
+    if kind in PICTURES:
         return _decode_image(data)
     if kind == "json":
         return json.loads(data)

@@ -1,11 +1,10 @@
 """How far a data set is, from its files alone: the same answer for whoever asks, on whichever machine."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 from .dataset import Dataset
-from .lease import LeaseFile, read_leases
+from .lease import LeaseFile, leased_shards, read_leases
 
 
 @dataclass
@@ -71,7 +70,7 @@ class Survey:
 
     def look(self) -> State:
         state = State(self.dataset)
-        with_lease = {_number(path) for path in self.dataset.folder.glob("shard-*.lease")}
+        with_lease = leased_shards(self.dataset.folder)
         for shard in self.dataset.shards:
             facts = self._finished.get(shard) or self._read(shard)
             if facts is not None:
@@ -87,19 +86,19 @@ class Survey:
         if sidecar is None:
             return None
         reasons = Counter(reject["reason"] for reject in sidecar["rejects"])
-        self._finished[shard] = (sidecar["kept"], sidecar["rejected"], sidecar["tar"]["bytes"], reasons)
+        kept = len(self.dataset.items(shard))  # of a sidecar that may list more
+        self._finished[shard] = (kept, len(sidecar["rejects"]), sidecar["tar"]["bytes"], reasons)
         return self._finished[shard]
 
     def _sort_unfinished(self, state: State, shard: int, has_lease: bool) -> None:
-        failure = self.dataset.failure(shard)
         leases = read_leases(self.dataset.tar(shard)) if has_lease else []
-        if failure.exists():
-            state.failed[shard] = failure.read_text(encoding="utf-8").strip()
+        try:
+            failure = self.dataset.failure(shard).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:  # there is none, or a new run has just removed it
+            failure = None
+        if failure is not None:
+            state.failed[shard] = failure
         elif leases:
             (state.stale if leases[-1].is_stale(self.lease_timeout) else state.leased)[shard] = leases[-1]
         else:
             state.missing.append(shard)
-
-
-def _number(path) -> int:
-    return int(re.match(r"shard-(\d+)\.", path.name).group(1))

@@ -8,20 +8,23 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, make_dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..configuration import build_settings
+from ..configuration import build_section
 from ..files import DiskFullError, clear_disk_errors
 from ..stop import Stopped, StopRequest
-from .dataset import Dataset, open_dataset
+from .dataset import Dataset, DatasetError, fingerprint_of, open_dataset
 from .lease import MAX_DEATHS, Lease, acquire, read_leases
 from .recipe import Recipe
-from .shard import OutOfAttempts, make_shard
+from .shard import OutOfAttempts, RecipeFailed, make_shard
 
 # Whatever ends the process with another code than this or 0 killed it; with this one no other worker would do better.
 EXIT_HOPELESS = 70
+# Stopped by a signal that was not from whoever started this worker: another one may take its place.
+EXIT_STOPPED = 71
+INPUT_ENDED = "the process that started this worker"
 _WAIT = 0.5
 
 
@@ -33,15 +36,17 @@ class GenerationError(RuntimeError):
 class Job:
     """All that a worker has to know; it travels as JSON on the command line.
 
-    recipe_settings: the table of the recipe's settings; shard: only this one, None for all; device: as torch names it;
-    lease_timeout: in seconds; stop_at_end_of_input: stop when standard input ends, which it does when the process that
-    started this one wants that, or is gone.
+    recipe_settings: the table of the recipe's settings; fingerprint: what the data set's has to be; lease_timeout,
+    patience: in seconds; device: as torch names it; shard: only this one, None for all; stop_at_end_of_input: stop when
+    standard input ends, which it does when the process that started this one wants that, or is gone.
     """
 
     folder: str
     recipe_settings: dict
+    fingerprint: str
     max_attempts: int = 20
     lease_timeout: float = 120.0
+    patience: float = 60.0
     device: str = "cpu"
     shard: int | None = None
     stop_at_end_of_input: bool = True
@@ -75,13 +80,13 @@ def worker_main(recipe_class: type, job: Job) -> int:
     A process that is given one job after the other builds the recipe once.
     """
     try:
-        recipe = _build_recipe(recipe_class, json.dumps(job.recipe_settings), job.device)
         with StopRequest() as stop, _one_thread():
             if job.stop_at_end_of_input:
-                threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
-            work(open_dataset(job.folder), recipe, job, stop)
+                threading.Thread(target=_stop_at_end_of_input, args=(stop, job.patience), daemon=True).start()
+            recipe = _build_recipe(recipe_class, json.dumps(job.recipe_settings), job.device, job.fingerprint)
+            work(_open_for(job, recipe), recipe, job, stop)
     except Stopped:
-        return 0
+        return 0 if stop.reason == INPUT_ENDED else EXIT_STOPPED
     except (DiskFullError, ValueError, ImportError) as error:
         print(f"Worker: {error}", file=sys.stderr, flush=True)
         return EXIT_HOPELESS
@@ -92,14 +97,39 @@ def worker_main(recipe_class: type, job: Job) -> int:
 
 
 @lru_cache(maxsize=1)
-def _build_recipe(recipe_class: type, table: str, device: str) -> Recipe:
-    """The recipe with the settings of this JSON. Raises ``SettingsError`` or what its constructor raises."""
-    holder = make_dataclass("Holder", [("recipe", recipe_class.Settings)], frozen=True)
-    return recipe_class(build_settings(holder, {"recipe": json.loads(table)}).recipe, device)
+def _build_recipe(recipe_class: type, table: str, device: str, fingerprint: str) -> Recipe:
+    """The recipe with the settings of this JSON. Raises ``SettingsError`` or what its constructor raises.
+
+    fingerprint: another one means that the files which the recipe read then may have changed.
+    """
+    return recipe_class(build_section(recipe_class.Settings, json.loads(table), "recipe"), device)
+
+
+def _open_for(job: Job, recipe: Recipe) -> Dataset:
+    """The data set of the job. Raises ``DatasetError`` if it, or what this process would make, is another one."""
+    dataset = _check_folder(job.folder, job.fingerprint)
+    if fingerprint_of(recipe, dataset.seed, dataset.shard_size) != job.fingerprint:
+        raise DatasetError(f"this process would make other items than {dataset.folder} is to hold: the files that "
+                           f"{recipe.name} reads have changed, or this machine sees others. Put them back, or make a "
+                           "new data set.")  # fmt: skip
+    return dataset
+
+
+def _check_folder(folder: str | Path, fingerprint: str) -> Dataset:
+    """The data set in ``folder``; of two runs that began there at once with different settings, one ends here."""
+    dataset = open_dataset(folder)
+    if dataset.fingerprint != fingerprint:
+        raise DatasetError(f"{folder} is to hold a data set of other settings (fingerprint {dataset.fingerprint}, not "
+                           f"{fingerprint}): another run began there. Choose another folder for one.")  # fmt: skip
+    return dataset
+
+
+class LeaseLost(Exception):
+    """The shard was taken from this worker, which seemed dead; whoever has it now makes it."""
 
 
 class MakeError(Exception):
-    """The recipe itself failed (its error is the cause); the shard's lease stays behind as a record of that."""
+    """A shard could not be made (the error is the cause); its lease stays behind as a record of that."""
 
 
 def work(dataset: Dataset, recipe: Recipe, job: Job, stop: StopRequest) -> None:
@@ -132,36 +162,55 @@ def _try_shard(dataset: Dataset, shard: int, recipe: Recipe, job: Job, stop: Sto
     lease = acquire(tar, job.lease_timeout)
     if lease is None:
         return False
-    if not _is_settled(dataset, shard):
-        _make(dataset, shard, recipe, job, stop, lease)
-    else:
+    if _is_settled(dataset, shard):
         lease.release()
-    return True
+        return True
+    return _make(dataset, shard, recipe, job, stop, lease)
 
 
-def _make(dataset: Dataset, shard: int, recipe: Recipe, job: Job, stop: StopRequest, lease: Lease) -> None:
+def _make(dataset: Dataset, shard: int, recipe: Recipe, job: Job, stop: StopRequest, lease: Lease) -> bool:
+    """Make the shard, or give it up; False if the lease was lost meanwhile."""
     first = dataset.items(shard).start
+
+    def check_lease() -> None:
+        if lease.is_lost():
+            raise LeaseLost
 
     def on_attempt(item: int, rejected: int) -> None:
         lease.progress(item - first, rejected)
         stop.check()
+        check_lease()
+
+    def before_publishing() -> None:
+        check_lease()
+        _check_folder(dataset.folder, dataset.fingerprint)
 
     try:
-        make_shard(dataset, shard, recipe, job.max_attempts, on_attempt)
+        make_shard(dataset, shard, recipe, job.max_attempts, on_attempt, before_publishing)
     except OutOfAttempts as error:
         _give_up(dataset, shard, str(error))
-    except (Stopped, DiskFullError, KeyboardInterrupt):
+    except (Stopped, DatasetError, DiskFullError, KeyboardInterrupt):
         lease.release()
         raise
     except Exception as error:
-        lease.abandon(f"{type(error).__name__}: {error}")
-        raise MakeError(f"shard {shard}") from error
+        # Its new holder removes a lost shard's temporary file, which is no failure of this one.
+        if not lease.is_lost():
+            _abandon(lease, shard, error)
+        lease.release()
+        return False
     lease.release()
+    return True
+
+
+def _abandon(lease: Lease, shard: int, error: Exception) -> None:
+    cause = error.__cause__ if isinstance(error, RecipeFailed) else error
+    lease.abandon(f"{type(cause).__name__}: {cause}")
+    raise MakeError(f"shard {shard}") from cause
 
 
 def _give_up(dataset: Dataset, shard: int, reason: str) -> None:
     with clear_disk_errors(dataset.failure(shard)):
-        dataset.failure(shard).write_text(reason + "\n", encoding="utf-8")
+        dataset.failure(shard).write_text(reason + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -177,10 +226,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _stop_at_end_of_input(stop: StopRequest) -> None:
+def _stop_at_end_of_input(stop: StopRequest, patience: float) -> None:
     try:
         while os.read(0, 1):
             continue
     except OSError:
         pass
-    stop.reason = stop.reason or "the process that started this worker"
+    stop.reason = stop.reason or INPUT_ENDED
+    # Nobody may be left who kills a worker that hangs in its item; one that does not has ended by then.
+    time.sleep(patience)
+    os._exit(EXIT_STOPPED)

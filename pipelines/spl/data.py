@@ -56,11 +56,14 @@ class StructurePairs:
     count = None
 
     def __init__(self, settings: StructurePairsSettings, device: str = "cpu"):
-        """``ValueError`` if there are no photos where they should be. Runs on the CPU whatever ``device`` says."""
+        """``ValueError`` if there is no photo that can be read. Runs on the CPU whatever ``device`` says."""
         self.settings = settings
         self._photos = _find_photos(settings.photos)
         self.inputs = _digest(settings.photos, self._photos)
         self._load = lru_cache(maxsize=8)(_load_photo)
+        if not any(map(self._can_be_read, self._photos)):  # most often the first one can
+            raise ValueError(f"--photos is {settings.photos}: none of its {len(self._photos)} photos can be read as an "
+                             "image. Give other photos, or save them again with an image editor.")  # fmt: skip
 
     def parameters(self, item: int, seed: int) -> dict:
         """All is drawn, strengths uniformly from none to their maximum: another attempt may take another photo."""
@@ -96,8 +99,15 @@ class StructurePairs:
         folder = self.settings.photos
         try:
             return self._load(folder / name if folder else None)
-        except ValueError as error:
-            raise Rejected(f"photo left out: {error}") from None
+        except ValueError:
+            raise Rejected("photo cannot be read (--photos)") from None
+
+    def _can_be_read(self, photo: Path) -> bool:
+        try:
+            self._load(photo if self.settings.photos else None)
+        except ValueError:
+            return False
+        return True
 
 
 def _find_photos(folder: Path | None) -> list[Path]:
@@ -109,6 +119,9 @@ def _find_photos(folder: Path | None) -> list[Path]:
     if not photos:
         kinds = ", ".join(IMAGE_EXTENSIONS)
         raise ValueError(f"--photos is {folder}: neither it nor its subfolders have a file that ends in {kinds}.")
+    for name in (str(photo.relative_to(folder)) for photo in photos):
+        if name.encode(errors="replace").decode() != name:
+            raise ValueError(f"--photos has a file named {name!r}, which is no UTF-8: rename it, items tell its name.")
     return photos
 
 
@@ -121,8 +134,10 @@ def _digest(folder: Path | None, photos: list[Path]) -> str:
 
 
 def _load_photo(path: Path | None) -> torch.Tensor:
+    """``ValueError`` if it is no picture; ``OSError`` if it could not be read this time, so that it is tried again."""
     if path is None:
         return from_uint8(need("skimage.data", "scikit-image").astronaut())
+    path.read_bytes()  # once more is cheap, and ``load_image`` does not tell the two apart
     return load_image(path)
 
 

@@ -44,8 +44,8 @@ class CheckpointStore:
         self.folder, self.keep = folder, keep
 
     def clean(self) -> None:
-        """Remove what killed processes left half-written."""
-        remove_leftovers(self.folder)
+        """Remove what killed processes left half-written; only for whoever holds the run's lock."""
+        remove_leftovers(self.folder, nobody_else_writes=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write, read back and check a checkpoint, and only then remove the ones beyond ``keep``.
