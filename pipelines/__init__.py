@@ -15,6 +15,7 @@ Shared services
 ``weights``        base models from a folder or a single file
 ``training``       one trainer for every task; LoRA fine-tuning
 ``generation``     one engine for every data set
+``portraits``      the procedural portrait world: parameters in, picture and exact ground truth out
 
 Methods
 

@@ -1,0 +1,31 @@
+"""The portrait world: parameters in, a picture and the complete truth about it out.
+
+``parameters``  what a person and a scene are made of, with ranges
+``sampling``    people at random from (seed, index), and edits that leave the rest alone
+``lightings``   IDetail's 15 lighting prompts; ``captions`` puts a scene into words
+``skeleton``    parameters to bones and groups of ellipsoids and capsules (``skin``, ``hair``, ``wardrobe``)
+``raycast``     nearest hits and shadows on the distance fields of the groups (``shapes``, ``fields``)
+``gbuffer``     what every ray finds: part, albedo, normal, depth, IUV (``surface``, ``face_paint``, ``iuv``)
+``shading``     light, and the film; ``backgrounds`` what is behind
+``render``      all of it in order, antialiased, with masks, landmarks and boxes
+
+A person is rebuilt at will with one thing changed, so counterfactuals exist: another light changes the picture and no
+other map by a bit; another expression only the head's skin and the beard; another costume clothes, hair and what these
+hide or shade, never the shape or the colours of the face.
+"""
+
+from .captions import caption, lighting_caption
+from .landmarks import LANDMARKS
+from .lightings import LIGHTINGS, PAPER_LIGHTINGS, PLACEHOLDER, TRAINING_LIGHTINGS
+from .parameters import COSTUMES, EXPRESSIONS, Background, Costume, Expression, Identity, Light, Lighting, Person, Pose
+from .parts import FACE_PARTS, HEAD_PARTS, Part
+from .render import Render, render
+from .sampling import edited, lit, sample_background, sample_costume, sample_identity, sample_person, sample_pose
+from .scene import Camera, Scene, group_scene, scene_of
+
+__all__ = [
+    "COSTUMES", "EXPRESSIONS", "FACE_PARTS", "HEAD_PARTS", "LANDMARKS", "LIGHTINGS", "PAPER_LIGHTINGS", "PLACEHOLDER",
+    "TRAINING_LIGHTINGS", "Background", "Camera", "Costume", "Expression", "Identity", "Light", "Lighting", "Part",
+    "Person", "Pose", "Render", "Scene", "caption", "edited", "group_scene", "lighting_caption", "lit", "render",
+    "sample_background", "sample_costume", "sample_identity", "sample_person", "sample_pose", "scene_of",
+]  # fmt: skip

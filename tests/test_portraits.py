@@ -1,0 +1,281 @@
+"""The portrait world: what the truth promises, and that one edit changes one thing."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+from likeness.pipelines import portraits as world
+from likeness.pipelines.portraits.backgrounds import KINDS, background
+from likeness.pipelines.portraits.gbuffer import World
+from likeness.pipelines.portraits.raycast import MISS, Caster
+from likeness.pipelines.portraits.shadows import Occluders
+from likeness.pipelines.portraits.shapes import Bone, Group, ellipsoid, rotation
+
+renderer = importlib.import_module("likeness.pipelines.portraits.render")
+SIZE = 96
+EXPECTED_FIRST = ("short", "ginger", "hazel", 0.39805210941)
+
+
+def person(index=3, **changes) -> world.Person:
+    plain = {"expression": "neutral", "lighting": "studio", "costume": "everyday", "pose": world.Pose(yaw=10)}
+    return world.edited(world.sample_person(7, index), **(plain | changes))
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return world.render(person(), SIZE)
+
+
+def grown(mask: torch.Tensor, pixels: int = 1) -> torch.Tensor:
+    return torch.nn.functional.max_pool2d(mask.float(), 2 * pixels + 1, 1, pixels) > 0
+
+
+def test_a_person_depends_on_seed_and_index_only():
+    people = [world.sample_person(7, index) for index in range(20)]
+    assert people[5] == world.sample_person(7, 5)
+    assert people[5].identity == world.sample_identity(7, 5)
+    assert len({(p.identity.hair_style, p.identity.skin, p.identity.jaw) for p in people}) == 20
+    assert world.sample_person(8, 5).identity != people[5].identity
+
+
+def test_first_person_is_the_same_on_every_machine():
+    first = world.sample_identity(0, 0)
+    assert (first.hair_style, first.hair_color, first.eye_color) == EXPECTED_FIRST[:3]
+    assert first.skin == pytest.approx(EXPECTED_FIRST[3], abs=1e-9)
+
+
+def test_identity_survives_every_edit():
+    before = world.sample_person(7, 1)
+    after = world.edited(
+        before, yaw=40, lighting="pantone", expression="crying", costume="santa", pose__roll=5, strength=0.5
+    )
+    assert after.identity == before.identity
+    assert (after.pose.yaw, after.pose.roll, after.expression.kind, after.expression.strength) == (40, 5, "crying", 0.5)
+    assert (after.costume.kind, after.lighting.name) == ("santa", "pantone")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"yaw": 120}, "yaw is 120: give a number from -75 to 75"),
+        ({"expression": "bored"}, "kind is 'bored': choose one of neutral"),
+        ({"lighting": "disco"}, "lighting is 'disco': choose one of window grill"),
+        ({"primary": (2, 0, 0)}, "primary is .*linear RGB"),
+        ({"color": (0.1, 0.1)}, "color is .*three numbers"),
+        ({"kind": "x"}, "names no single parameter"),
+        ({"nothing": 1}, "names no single parameter"),
+        ({"view": "back"}, "view is 'back'"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        person(**change)
+
+
+def test_shapes_and_ranges(portrait):
+    for name, channels in (
+        ("image", 3),
+        ("alpha", 1),
+        ("part", 1),
+        ("depth", 1),
+        ("normal", 3),
+        ("albedo", 3),
+        ("iuv", 3),
+    ):
+        value = getattr(portrait, name)
+        assert value.shape == (1, channels, SIZE, SIZE) and torch.isfinite(value.float()).all()
+    for value in (portrait.image, portrait.alpha, portrait.albedo, portrait.iuv[:, 1:]):
+        assert value.min() >= 0 and value.max() <= 1
+    seen = portrait.part > 0
+    assert torch.allclose(portrait.normal.norm(dim=1, keepdim=True)[seen], torch.ones(int(seen.sum())), atol=1e-4)
+
+
+def test_masks_partition_the_image(portrait):
+    seen = portrait.part > 0
+    assert torch.equal(seen, portrait.depth > MISS)
+    assert torch.equal(seen, portrait.person == 1)
+    assert torch.equal(seen, portrait.iuv[:, :1] > 0)
+    total = sum(portrait.mask(part) for part in world.Part)
+    assert torch.equal(total, torch.ones_like(total))
+    inside, outside = ~grown(~seen), ~grown(seen)
+    # Inside, only a ray in a crease between two pieces may slip through.
+    assert (portrait.alpha[inside] == 1).float().mean() > 0.995 and (portrait.alpha[outside] == 0).all()
+    border = portrait.alpha[~inside & ~outside]
+    assert ((border > 0) & (border < 1)).any()
+    assert not (portrait.costume & portrait.expression).any()
+
+
+def test_every_feature_of_a_face_is_there(portrait):
+    for part in (*world.FACE_PARTS[:4], world.Part.NECK, world.Part.TORSO):
+        assert portrait.mask(part).sum() > 3, part.name
+
+
+def test_light_changes_the_image_and_nothing_else(portrait):
+    other = world.render(person(lighting="pantone"), SIZE)
+    for name in ("alpha", "part", "depth", "normal", "albedo", "iuv", "landmarks", "visible", "face_box"):
+        assert torch.equal(getattr(other, name), getattr(portrait, name)), name
+    assert (other.image - portrait.image).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize("expression", world.EXPRESSIONS[1:])
+def test_expression_changes_the_face_only(portrait, expression):
+    other = world.render(person(expression=expression), SIZE)
+    changed = ((other.image - portrait.image).abs() > 1e-3).any(1, keepdim=True)
+    assert not (changed & ~grown(other.expression | portrait.expression)).any()
+    assert changed.sum() > 50
+
+
+def test_costume_leaves_the_face_and_its_shape_alone(portrait):
+    for kind in world.COSTUMES[1:]:
+        other = world.render(person(costume=kind), SIZE)
+        face = (portrait.mask(world.Part.FACE) * other.mask(world.Part.FACE)).bool()
+        assert face.sum() > 300
+        assert torch.allclose(other.depth[face], portrait.depth[face], atol=1e-4)
+        same = (other.albedo - portrait.albedo).abs().amax(1, keepdim=True)[face]
+        assert (same < 1e-3).float().mean() > 0.99
+
+
+def test_landmarks_lie_on_their_features(portrait):
+    points, seen = portrait.landmarks[0, 0], portrait.visible[0, 0]
+    assert seen[:5].all()
+    for index in (0, 1):
+        x, y = points[index].long()
+        assert portrait.part[0, 0, y, x] == world.Part.EYES
+    assert points[0, 0] < points[2, 0] < points[1, 0] and points[0, 1] < points[2, 1] < points[3, 1]
+    x0, y0, x1, y1 = portrait.face_box[0, 0]
+    assert ((points[:5, 0] > x0) & (points[:5, 0] < x1) & (points[:5, 1] > y0) & (points[:5, 1] < y1)).all()
+
+
+def test_far_eye_is_hidden_in_profile():
+    seen = world.render(person(pose=world.Pose(yaw=75)), SIZE).visible[0, 0]
+    assert seen[0] and not seen[1]
+
+
+def test_normals_are_the_slope_of_the_depth(portrait):
+    """On bare skin, away from edges: finite differences of the depth against the normals."""
+    inner = ~grown(portrait.mask(world.Part.FACE) == 0, 2)
+    pixel = 4.0 / SIZE
+    depth = portrait.depth
+    slope = (depth.roll(-1, 3) - depth.roll(1, 3)) / (2 * pixel)
+    expected = -portrait.normal[:, :1] / portrait.normal[:, 2:]
+    steep = portrait.normal[:, 2:] < 0.6
+    assert (slope - expected).abs()[inner & ~steep].median() < 0.03
+
+
+def lookup(texture: world.Render, target: world.Render, reach: float):
+    """Colours of ``texture`` at the nearest (I, U, V) of every pixel of ``target``, and the target's own."""
+    known, asked = (r.iuv[0].flatten(1).T[r.part.flatten() > 0] for r in (texture, target))
+    own, colors = (r.albedo[0].flatten(1).T[r.part.flatten() > 0] for r in (target, texture))
+    distance = torch.cdist(asked * torch.tensor([10.0, 1, 1]), known * torch.tensor([10.0, 1, 1]))
+    nearest, index = distance.min(1)
+    near = nearest < reach
+    return colors[index[near]], own[near], near.float().mean()
+
+
+def test_iuv_carries_colours_from_one_pose_to_another():
+    body = person(view="body", pose=world.Pose(), costume=world.Costume(garment="turtleneck"))
+    texture = world.render(body, 256)
+    moved = world.render(world.edited(body, turn=25, left_swing=40, right_knee=30, right_shoulder=70), 160)
+    found, own, share = lookup(texture, moved, 0.02)
+    assert share > 0.4
+    error = (found - own).abs().amax(1)
+    assert error.median() < 0.02 and (error < 0.08).float().mean() > 0.85
+
+
+def test_body_shows_the_parts_of_densepose():
+    charts = set()
+    for turn in (0, 180):
+        body = world.render(person(view="body", pose=world.Pose(turn=turn)), 192)
+        charts |= set(body.iuv[:, 0].unique().int().tolist())
+    assert charts == set(range(25))
+
+
+def test_several_people_in_one_picture():
+    people = [person(index) for index in (1, 2, 3)]
+    found = world.render(world.group_scene(people), (SIZE, 2 * SIZE))
+    assert found.image.shape == (1, 3, SIZE, 2 * SIZE)
+    assert found.label.tolist() == [[1, 2, 3]] and set(found.person.unique().tolist()) == {0, 1, 2, 3}
+    assert (found.face_box[0, :-1, 2] < found.face_box[0, 1:, 0] + SIZE // 8).all()
+    mixed = world.render([people[0], world.group_scene(people[:2])], 48)
+    assert mixed.label.tolist() == [[1, -1], [1, 2]]
+
+
+def test_a_batch_is_its_pictures():
+    """The way of other devices, all at once, on the CPU."""
+    people = [world.sample_person(3, index) for index in range(4)]
+    at_once = renderer._render([world.scene_of(one) for one in people], 64, 64, torch.device("cpu"))
+    one_by_one = world.render(people, 64)
+    assert (at_once.part != one_by_one.part).float().mean() < 2e-3
+    assert ((at_once.image - one_by_one.image).abs() > 1 / 255).float().mean() < 4e-3
+    assert torch.allclose(at_once.landmarks, one_by_one.landmarks, atol=1e-2)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours():
+    people = [world.sample_person(3, index) for index in range(3)]
+    assert torch.equal(world.render(people, 48).image[1], world.render(people[1], 48).image[0])
+
+
+def test_sizes_show_the_same_picture():
+    small, large = (world.render(person(), size).image for size in (64, 192))
+    shrunk = torch.nn.functional.avg_pool2d(large, 3)
+    assert (shrunk - small).abs().mean() < 0.02
+
+
+def test_ray_meets_an_ellipsoid_where_algebra_says():
+    turn = rotation(30, 10, 20)
+    group = Group(
+        "ball", Bone(turn, torch.tensor([0.1, 0.2, 0.3]).numpy()), "felt", 1, [ellipsoid((0, 0, 0), (0.5, 0.8, 0.3))]
+    )
+    x = torch.linspace(-0.1, 0.4, 7)[None]
+    hits = Caster([group], torch.device("cpu")).cast(x, torch.full_like(x, 0.3), torch.full_like(x, MISS), 1e-3)
+    matrix = torch.tensor(group.shapes[0].matrix @ turn.T)
+    points = torch.stack([x[0], torch.full((7,), 0.3), hits.depth[0]]).double() - torch.tensor([[0.1], [0.2], [0.3]])
+    assert hits.hit.all()
+    assert torch.allclose((matrix @ points).norm(dim=0), torch.ones(7, dtype=torch.float64), atol=2e-3)
+
+
+def test_shadow_of_a_ball():
+    group = Group("ball", Bone(rotation(), torch.zeros(3).numpy()), "felt", 1, [ellipsoid((0, 1, 0), (0.5, 0.5, 0.5))])
+    occluders = Occluders([[group]], torch.device("cpu"))
+    points = torch.tensor([[0.0, 2.0, 0.0], [-1.0, -1.0, 3.0], [0.0, 0.0, 0.0]])[None]
+    light = torch.tensor([[0.0, 1.0, 0.0]])
+    assert occluders.visible(points, light, torch.zeros(1)).tolist() == [[0, 1, 1]]
+
+
+def test_fifteen_prompts_of_the_paper():
+    assert len(world.PAPER_LIGHTINGS) == 15 and len(world.TRAINING_LIGHTINGS) == 7
+    caption = world.lighting_caption(person(lighting="window grill"))
+    assert caption == "a photo of a <c> with dramatic window grill shadow on the face"
+    assert world.lighting_caption(person(lighting="pantone"), "man").startswith("a colorful portrait of a man in red")
+    free = person(lighting=replace(world.Lighting(), name="mine"))
+    with pytest.raises(ValueError, match="'mine' has no prompt"):
+        world.lighting_caption(free)
+    assert world.caption(person(costume="santa")) == "a portrait of a <c> dressed as Santa Claus"
+
+
+def test_every_lighting_renders_and_they_differ():
+    images = world.render([person(lighting=name) for name in world.PAPER_LIGHTINGS], 32).image
+    assert torch.isfinite(images).all()
+    distance = (images[:, None] - images[None]).abs().mean((2, 3, 4)) + torch.eye(15)
+    assert distance.min() > 0.02
+
+
+def test_backgrounds():
+    for kind in KINDS:
+        picture = background(world.Background(kind), 24, 40)
+        assert picture.shape == (3, 24, 40) and torch.isfinite(picture).all() and picture.min() >= 0, kind
+    with pytest.raises(ValueError, match="choose one of plain"):
+        background(world.Background("moon base"), 8, 8)
+
+
+def test_render_refuses_what_it_cannot_draw():
+    with pytest.raises(ValueError, match="at least 16 pixels"):
+        world.render(person(), 8)
+    with pytest.raises(ValueError, match="at least one person"):
+        world.group_scene([])
+
+
+def test_pieces_out_of_the_picture_cost_nothing():
+    names = {piece.group.name for piece in World([world.scene_of(person())], torch.device("cpu")).pieces}
+    assert "head" in names and "foot_left" not in names
