@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(arguments)
     except KeyboardInterrupt:  # before there was a StopRequest to hear it
+        if arguments[:1] == ["work"]:
+            raise  # its engine knows what that means
         print("dataset_cli: stopped by SIGINT; nothing has changed.", file=sys.stderr)
         return 0 if arguments[:1] == ["generate"] else 1
 

@@ -75,13 +75,17 @@ def _portable_task() -> Callable[[str, list[str]], int]:
         import sys
 
         name = "likeness_worker_script"
-        if name not in sys.modules:
-            os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
-            sys.path.insert(0, os.path.dirname(path))
-            spec = importlib.util.spec_from_file_location(name, path)
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[name])
-        code = sys.modules[name].main(arguments)
+        try:
+            if name not in sys.modules:
+                os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
+                sys.path.insert(0, os.path.dirname(path))
+                spec = importlib.util.spec_from_file_location(name, path)
+                sys.modules[name] = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(sys.modules[name])
+            code = sys.modules[name].main(arguments)
+        except KeyboardInterrupt:
+            # Cancelled in the middle of an import, which no process can do twice: Ray has to start another.
+            os._exit(1)
         if code == 1:
             raise RuntimeError("the recipe failed, see its message above")  # has Ray try again
         return code
