@@ -8,7 +8,10 @@ from types import ModuleType
 def need(module: str, package: str) -> ModuleType:
     """Import ``module``; where that fails, raise ``ImportError`` with the line that installs ``package``."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        if getattr(found, "__file__", None) is None:
+            raise ModuleNotFoundError(f"{module!r} is only a folder of that name, {list(found.__path__)}")
+        return found
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{package} is needed here and not installed ({error}): run {sys.executable} -m pip install {package}"

@@ -135,3 +135,12 @@ def test_a_missing_package_is_named_with_its_install_line():
 
     with pytest.raises(ImportError, match="some-package is needed here.*-m pip install some-package"):
         need("no_such_module", "some-package")
+
+
+def test_a_folder_of_the_same_name_is_no_package(tmp_path, monkeypatch):
+    from likeness.pipelines.optional import need
+
+    (tmp_path / "some_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="only a folder of that name"):
+        need("some_package", "some-package")
