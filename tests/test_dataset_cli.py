@@ -335,7 +335,8 @@ def test_ray_without_a_cluster_or_without_ray_says_what_to_do(tmp_path, main):
 
 @pytest.fixture(scope="module")
 def ray_cluster():
-    ray = pytest.importorskip("ray", minversion="2.0", reason="SKIPPED LOUDLY: Ray is not installed, its engine was not tested here")
+    loud = "SKIPPED LOUDLY: Ray is not installed, its engine was not tested here"
+    ray = pytest.importorskip("ray", minversion="2.0", reason=loud)
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
