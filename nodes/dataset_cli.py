@@ -36,7 +36,7 @@ import environment
 import pack
 
 MODULES = ("torch", "numpy", "cv2", "PIL", "skimage", "tomlkit")
-RECIPES = {"structure_pairs": "pipelines.spl.data:StructurePairs"}
+RECIPES = {"structure_pairs": "pipelines.spl.data:StructurePairs", "portraits": "pipelines.portraits.data:Portraits"}
 
 
 def main(arguments: list[str] | None = None) -> int:

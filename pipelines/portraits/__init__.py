@@ -8,24 +8,36 @@
 ``gbuffer``     what every ray finds: part, albedo, normal, depth, IUV (``surface``, ``face_paint``, ``iuv``)
 ``shading``     light, and the film; ``backgrounds`` what is behind
 ``render``      all of it in order, antialiased, with masks, landmarks and boxes
+``data``        the data set of many takes of many people
 
 A person is rebuilt at will with one thing changed, so counterfactuals exist: another light changes the picture and no
 other map by a bit; another expression only the head's skin and the beard; another costume clothes, hair and what these
 hide or shade, never the shape or the colours of the face.
 """
 
-from .captions import caption, lighting_caption
+from .captions import appearance, caption, full_caption, lighting_caption, varied_caption
 from .landmarks import LANDMARKS
 from .lightings import LIGHTINGS, PAPER_LIGHTINGS, PLACEHOLDER, TRAINING_LIGHTINGS
 from .parameters import COSTUMES, EXPRESSIONS, Background, Costume, Expression, Identity, Light, Lighting, Person, Pose
 from .parts import FACE_PARTS, HEAD_PARTS, Part
 from .render import Render, render
-from .sampling import edited, lit, sample_background, sample_costume, sample_identity, sample_person, sample_pose
+from .sampling import (
+    Draw,
+    edited,
+    lit,
+    sample_background,
+    sample_costume,
+    sample_identity,
+    sample_person,
+    sample_pose,
+    sample_take,
+)
 from .scene import Camera, Scene, group_scene, scene_of
 
 __all__ = [
     "COSTUMES", "EXPRESSIONS", "FACE_PARTS", "HEAD_PARTS", "LANDMARKS", "LIGHTINGS", "PAPER_LIGHTINGS", "PLACEHOLDER",
-    "TRAINING_LIGHTINGS", "Background", "Camera", "Costume", "Expression", "Identity", "Light", "Lighting", "Part",
-    "Person", "Pose", "Render", "Scene", "caption", "edited", "group_scene", "lighting_caption", "lit", "render",
-    "sample_background", "sample_costume", "sample_identity", "sample_person", "sample_pose", "scene_of",
+    "TRAINING_LIGHTINGS", "Background", "Camera", "Costume", "Draw", "Expression", "Identity", "Light", "Lighting",
+    "Part", "Person", "Pose", "Render", "Scene", "appearance", "caption", "edited", "full_caption", "group_scene",
+    "lighting_caption", "lit", "render", "sample_background", "sample_costume", "sample_identity", "sample_person",
+    "sample_pose", "sample_take", "scene_of", "varied_caption",
 ]  # fmt: skip

@@ -151,6 +151,25 @@ def sample_person(seed: int, index: int, view: str = "portrait") -> Person:
     return replace(lit(person, name), background=sample_background(seed, index, name))
 
 
+def sample_take(
+    seed: int, index: int, take: int, view: str = "portrait", everyday: float = 0.4, plain_light: float = 0.2
+) -> Person:
+    """Picture number ``take`` of a population ``seed``, showing its person ``index``.
+
+    Pose, expression, costume, light and background are the take's own. ``everyday``: share of everyday clothes, the
+    costumes share the rest; ``plain_light``: share of plain studio and daylight, all 17 lightings share the rest.
+    """
+    draw = Draw("take", seed, take)
+    kind, strength = draw.pick(EXPRESSIONS), draw.number(0.75, 1)
+    costume = "everyday" if draw.chance(everyday) else draw.pick(COSTUMES[1:])
+    light = draw.pick(("studio", "daylight")) if draw.chance(plain_light) else draw.pick(tuple(LIGHTINGS))
+    person = Person(
+        sample_identity(seed, index), sample_pose(seed, take, view), Expression(kind, strength),
+        sample_costume(seed, take, costume), view=view,
+    )  # fmt: skip
+    return replace(lit(person, light), background=sample_background(seed, take, light))
+
+
 def sample_background(seed: int, index: int, lighting: str = "studio") -> Background:
     """The background that belongs to a lighting, arranged for (seed, index); a free choice for studio and daylight."""
     draw = Draw("background", seed, index)
