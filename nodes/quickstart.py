@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    from likeness.pipelines.images import load_image, save_image, size_text
+    from likeness.pipelines.images import example_photo, load_image, save_image, size_text
     from likeness.pipelines.spl.damage import lossy_edit
     from likeness.pipelines.spl.score import MIN_SIDE
 
@@ -70,14 +70,6 @@ def run(options: argparse.Namespace) -> None:
         refine_in_comfyui(files, *host)
     print(f"Refined in {time.perf_counter() - started:.1f} s.")
     report(files, output)
-
-
-def example_photo():
-    """The portrait of astronaut Eileen Collins that ships inside scikit-image (NASA, public domain)."""
-    import skimage.data
-    from likeness.pipelines.images import from_uint8
-
-    return from_uint8(skimage.data.astronaut())
 
 
 def choose_host(asked: str) -> tuple[Path, Path] | None:
@@ -117,6 +109,8 @@ def refine_in_pipeline(files: dict[str, Path]) -> None:
 
 
 def refine_in_comfyui(files: dict[str, Path], folder: Path, python: Path) -> None:
+    from likeness.pipelines.files import atomic_file
+
     graph = json.loads(GRAPH.read_text(encoding="utf-8"))
     save_node = next(node for node, content in graph.items() if content["class_type"] == "SaveImage")
     with comfyui_server.ComfyServer(folder, python) as server:
@@ -124,7 +118,8 @@ def refine_in_comfyui(files: dict[str, Path], folder: Path, python: Path) -> Non
         server.upload_image(files["edit"], EDIT_NAME)
         outputs = server.run(graph, lambda node, done, total: show_progress(done, total))
         picture = server.fetch_image(**outputs[save_node]["images"][0])
-    files["refined"].write_bytes(picture)
+    with atomic_file(files["refined"]) as temporary:
+        temporary.write_bytes(picture)
 
 
 def show_progress(done: int, total: int) -> None:

@@ -33,7 +33,14 @@ import environment
 import pack
 
 # Name: (module, class) below the pack; imported only when asked for.
-TASKS = {"lora": ("pipelines.training.lora_task", "LoraFineTune")}
+TASKS = {
+    "lora": ("pipelines.training.lora_task", "LoraFineTune"),
+    "embedded-autoencoder": ("pipelines.embedded.autoencoder", "TrainAutoencoder"),
+    "embedded-clip": ("pipelines.embedded.clip", "TrainClip"),
+    "embedded-text-to-image": ("pipelines.embedded.text_to_image", "TrainTextToImage"),
+    "embedded-face-embedder": ("pipelines.embedded.face_embedder", "TrainFaceEmbedder"),
+    "embedded-judge": ("pipelines.embedded.judge", "TrainJudge"),
+}
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "accelerate", "tomlkit",
            "tensorboardX", "tqdm")  # fmt: skip
 PLACEHOLDER = "CHANGE-ME"
@@ -95,7 +102,7 @@ def task_class(name: str) -> type:
 
 def list_tasks(options: argparse.Namespace, rest: list[str]) -> int:
     for name in sorted(TASKS):
-        print(f"{name:12} {task_class(name).summary}")
+        print(f"{name:24} {task_class(name).summary}")
     return 0
 
 

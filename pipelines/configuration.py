@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, field, fields
 from pathlib import Path
 
 
@@ -69,8 +69,8 @@ def _help(entry: Field) -> str:
 def unknown_option(word: str, settings_class: type) -> str:
     """The error for a word on the command line that is no option: what was probably meant."""
     flags = {_flag(entry) for section in fields_of(settings_class) for entry in fields_of(section.type)}
-    close = difflib.get_close_matches(word.split("=")[0], sorted(flags), n=1, cutoff=0.5)
-    return f"unknown option {word}: " + (f"did you mean {close[0]}?" if close else "see --help.")
+    close = _closest(word.split("=")[0], sorted(flags))
+    return f"unknown option {word}: " + (f"did you mean {close}?" if close else "see --help.")
 
 
 def _flag(entry: Field) -> str:
@@ -135,12 +135,16 @@ def _suggest(key: str, section: str, sections: dict[str, type]) -> str:
     for name, cls in sections.items():
         if name != section and key in {entry.name for entry in fields(cls)}:
             return f"it belongs into the section [{name}]."
-    return _nearest(key, {f"{entry.name}": None for entry in fields(sections[section])})
+    return _nearest(key, [entry.name for entry in fields(sections[section])])
 
 
 def _nearest(word: str, known) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+    close = _closest(word, known)
+    return f"did you mean {close!r}?" if close else f"known are {', '.join(known)}."
+
+
+def _closest(word: str, known) -> str | None:
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.5)), None)
 
 
 def _kind(entry: Field) -> tuple[type, bool, bool]:
@@ -250,9 +254,3 @@ def _plain(value):
     if isinstance(value, Path):
         return str(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def with_section(settings, section: str, **changes):
-    """A copy of ``settings`` with some values of one section changed."""
-    assert is_dataclass(settings)
-    return replace(settings, **{section: replace(getattr(settings, section), **changes)})

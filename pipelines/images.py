@@ -9,6 +9,11 @@ from pathlib import Path
 
 import torch
 
+from .files import atomic_file
+from .optional import need
+
+# What counts as a picture where a folder is searched.
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # Half a grey level: what no 8-bit picture can show is rounding, what is more is a mistake upstream.
 RANGE_TOLERANCE = 0.5 / 255
 # Two shapes count as the same picture when their aspect ratios agree this well (a crop to multiples of 8 does).
@@ -146,6 +151,11 @@ def open_picture(path: str | Path):
     return picture.convert("RGB")
 
 
+def example_photo() -> torch.Tensor:
+    """The portrait of astronaut Eileen Collins that ships inside scikit-image (NASA, public domain)."""
+    return from_uint8(need("skimage.data", "scikit-image").astronaut())
+
+
 def from_uint8(array) -> torch.Tensor:
     """A uint8 array ``[H, W, 3]`` as ``[1, 3, H, W]`` float32 in 0..1."""
     return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
@@ -160,10 +170,5 @@ def save_image(image: torch.Tensor, path: str | Path) -> None:
     """Write one image ``[3, H, W]`` in 0..1 as PNG; the file appears whole or not at all."""
     from PIL import Image
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with atomic_file(path) as temporary:
         Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

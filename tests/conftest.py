@@ -1,5 +1,17 @@
 """Makes ``import likeness.pipelines...`` work in tests, the way the scripts do."""
 
+import pytest
 from comfyui_environment import load_script
 
 load_script("pack").load_pack()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models as small as those of most tests lose time to a second one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

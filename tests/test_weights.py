@@ -11,14 +11,7 @@ from likeness.pipelines.weights import load_base_model, model_hash
 from safetensors.torch import load_file, save_file
 from tiny_base import VOCABULARY, make_pipeline, text_encoder, write_tokenizer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small lose time to a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])

@@ -13,13 +13,10 @@ from torch.nn.functional import interpolate
 
 from ..configuration import option
 from ..generation.recipe import Rejected
-from ..images import from_uint8, load_image
-from ..optional import need
+from ..images import IMAGE_EXTENSIONS, example_photo, load_image
 from .damage import Damage, lossy_edit
 from .losses import intensity
 from .score import score_structure
-
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def _digest(folder: Path | None, photos: list[Path]) -> str:
 def _load_photo(path: Path | None) -> torch.Tensor:
     """``ValueError`` if it is no picture; ``OSError`` if it could not be read this time, so that it is tried again."""
     if path is None:
-        return from_uint8(need("skimage.data", "scikit-image").astronaut())
+        return example_photo()
     path.read_bytes()  # once more is cheap, and ``load_image`` does not tell the two apart
     return load_image(path)
 

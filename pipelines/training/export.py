@@ -1,11 +1,13 @@
 """The files that a user loads, with what is written into them so that it can be told later what they are."""
 
 import json
+import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 from .checkpoints import Checkpoint
+from .settings import mixed_precision
 from .task import Task
 
 
@@ -36,7 +38,7 @@ def training_facts(settings, state: dict, step: int) -> dict[str, str]:
         "ss_lr_scheduler": optimizer.schedule,
         "ss_lr_warmup_steps": optimizer.warmup_steps,
         "ss_max_grad_norm": optimizer.max_grad_norm,
-        "ss_mixed_precision": {"fp32": "no"}.get(run.precision, run.precision),
+        "ss_mixed_precision": mixed_precision(run.precision),
         "ss_gradient_checkpointing": run.gradient_checkpointing,
         "ss_gradient_accumulation_steps": run.accumulation,
         "ss_total_batch_size": state["global_batch"],
@@ -46,9 +48,20 @@ def training_facts(settings, state: dict, step: int) -> dict[str, str]:
         "ss_training_finished_at": time.time(),
         "ss_training_comment": f"Likeness; {state['progress']['bad_steps']} steps skipped as not finite",
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "likeness_revision": revision(),
         "likeness_settings": json.dumps(_without_paths(settings)),
     }
     return {**{name: str(value) for name, value in facts.items()}, **state["description"]}
+
+
+def revision() -> str:
+    """The git revision of this code, marked "-dirty" if it was changed since; "unknown" outside of a git checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _without_paths(settings) -> dict:

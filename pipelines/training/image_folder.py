@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from ..files import sha256_of_file
-from ..images import from_uint8, open_picture
+from ..images import IMAGE_EXTENSIONS, from_uint8, open_picture
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 OTHER_EXTENSIONS = {".heic", ".heif", ".avif", ".gif", ".jxl", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw"}
 CAPTION_EXTENSIONS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
@@ -49,7 +48,7 @@ def scan_folder(folder: Path, progress: Callable[[int, int], None] = lambda done
         return FolderScan([], [f"{folder}: no such folder. Give the folder with the pictures."], [])
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     table, errors = _caption_table(files)
-    candidates = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    candidates = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
     pictures = []
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(_decode, candidates)
@@ -63,7 +62,7 @@ def scan_folder(folder: Path, progress: Callable[[int, int], None] = lambda done
             except (OSError, UnicodeDecodeError) as bad:
                 errors.append(f"the caption of {path} cannot be read ({bad}): save it as UTF-8 text.")
     if not candidates:
-        errors.append(f"{folder} has no pictures ({', '.join(sorted(EXTENSIONS))}).")
+        errors.append(f"{folder} has no pictures ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
     warnings = [*_duplicates(pictures), *_lonely_captions(files, candidates, table), *_other_formats(files)]
     return FolderScan(pictures, errors, warnings)
 

@@ -11,7 +11,6 @@ from ..files import atomic_file
 from ..randomness import seed_of
 
 LAYERS = ("attention", "attention+convolution", "all")
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def target_layers(unet: nn.Module, layers: str) -> list[str]:

@@ -1,6 +1,7 @@
 """LoRA fine-tune of a Stable-Diffusion-family UNet on a folder of pictures with captions."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from ..configuration import option
 from ..weights import load_base_model, model_hash
 from .diffusion import diffusion_loss, noisy_latents, sample_posterior
 from .image_folder import Picture, bucket_for, cover_crop, load_for_bucket, scan_folder, text_checksum
-from .lora import DTYPES, LAYERS, add_lora, kohya_tensors, lora_metadata, save_lora
+from .lora import LAYERS, add_lora, kohya_tensors, lora_metadata, save_lora
 from .sampling import sample_picture
+from .settings import DTYPES
 from .task import BatchRandom, Example, Scan, Source, Validation
 
 
@@ -207,13 +209,9 @@ class LoraFineTune:
         return self._prompts
 
     def describe(self) -> dict[str, str]:
-        tags: dict[str, int] = {}
-        for example in self.examples:
-            for tag in filter(None, (part.strip() for part in example.sources["prompt"].payload.split(","))):
-                tags[tag] = tags.get(tag, 0) + 1
-        sizes: dict[str, int] = {}
-        for height, width in (example.bucket for example in self.examples):
-            sizes[f"{width}x{height}"] = sizes.get(f"{width}x{height}", 0) + 1
+        captions = (example.sources["prompt"].payload for example in self.examples)
+        tags = Counter(tag for caption in captions for tag in map(str.strip, caption.split(",")) if tag)
+        sizes = Counter("{1}x{0}".format(*example.bucket) for example in self.examples)
         return {
             "family": self.base.family,
             "architecture": self.base.architecture,

@@ -1,6 +1,7 @@
 """What can go wrong later is made to go wrong before the first step."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,8 @@ from .cache import fill_cache
 from .checkpoints import Checkpoint, CheckpointStore
 from .loader import BatchReader
 from .optimisation import is_finite, set_learning_rate
-from .order import Order, Request
-from .task import Example
+from .order import Request
+from .task import Example, sources_of
 
 MEMORY_ADVICE = (
     "--gradient-checkpointing, a smaller --batch-size with a larger --accumulation (the same training, less memory), "
@@ -53,18 +54,15 @@ class Preflight:
         before = checkpoint.state["examples"] if checkpoint is not None else len(found.examples)
         if before != len(found.examples):
             trainer.say(f"Note: the run had {before} examples before and has {len(found.examples)} now.")
-        self._report_sizes(found.examples)
         return found.examples
 
-    def _report_sizes(self, examples: list[Example]) -> None:
-        sizes: dict[tuple[int, int], int] = {}
-        for example in examples:
-            sizes[example.bucket] = sizes.get(example.bucket, 0) + 1
+    def report_sizes(self) -> None:
+        """Say how many examples there are of each size, and how long an epoch is."""
+        examples, epoch = self.trainer.examples, self.trainer.order.steps_per_epoch
+        sizes = Counter(example.bucket for example in examples)
         text = ", ".join(f"{count} at {width}x{height}" for (height, width), count in sorted(sizes.items()))
-        order = Order([example.bucket for example in examples], self.trainer.global_batch, self.run.seed)
-        epochs = self.run.steps / order.steps_per_epoch
         self.trainer.say(
-            f"{len(examples)} examples: {text}. {order.steps_per_epoch} steps an epoch, {epochs:.1f} epochs."
+            f"{len(examples)} examples: {text}. {epoch} steps an epoch, {self.run.steps / epoch:.1f} epochs."
         )
         small = [f"{width}x{height}" for (height, width), n in sizes.items() if n < self.trainer.global_batch]
         if small:
@@ -146,14 +144,16 @@ class Preflight:
         trainer = self.trainer
         bytes_of_kind = {
             source.kind: trainer.cache.path(source).stat().st_size
-            for example in examples for source in example.sources.values() if trainer.cache.path(source).exists()
+            for source in sources_of(examples) if trainer.cache.path(source).exists()
         }  # fmt: skip
-        sources = [source for example in trainer.examples for source in example.sources.values()]
-        cached = sum(bytes_of_kind.get(source.kind, 0) for source in trainer.cache.missing(sources))
+        missing = trainer.cache.missing(sources_of(trainer.examples))
+        cached = sum(bytes_of_kind.get(source.kind, 0) for source in missing)
         # AdamW's two moments are empty in a rehearsed checkpoint; one more is there while the old one is.
         checkpoints = (self.run.keep + 1) * (checkpoint_bytes + 2 * _bytes(trainer.trained))
         trainer.say(f"On disk: {_mib(cached)} of encoded data still to come, up to {_mib(checkpoints)} of checkpoints.")
-        needs = {trainer.cache.folder: cached, trainer.output: checkpoints}
+        needs = {trainer.output: checkpoints}
+        if cached:  # a task that encodes nothing has no cache
+            needs[trainer.cache.folder] = cached
         disks: dict[int, int] = {}
         for folder, size in needs.items():
             device = folder.stat().st_dev

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..stop import Stopped
 from .preflight import TrainingError
-from .settings import RunSettings
+from .settings import RunSettings, mixed_precision
 
 # While one process encodes, validates or saves, the others wait; the default of ten minutes would end the run.
 PATIENCE = timedelta(days=2)
@@ -20,8 +20,8 @@ def start_accelerator(run: RunSettings) -> Accelerator:
     """Accelerate for this run. Raises ``TrainingError`` where the device cannot do the precision."""
     if run.precision == "fp16" and not torch.accelerator.is_available():
         raise TrainingError("fp16 needs a GPU: use --precision bf16 or fp32 on a CPU.")
-    precision = {"fp32": "no"}.get(run.precision, run.precision)
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(mixed_precision=mixed_precision(run.precision), kwargs_handlers=[patience])
     # The trainer divides by the number of micro-batches itself; a launcher's variable must not do it again.
     accelerator.gradient_accumulation_steps = 1
     return accelerator

@@ -3,7 +3,16 @@
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
+import torch
+
 from ..configuration import SettingsError, option
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def mixed_precision(precision: str) -> str:
+    """What accelerate, and kohya's metadata after it, call a precision."""
+    return "no" if precision == "fp32" else precision
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class RunSettings:
     steps: int = option(1000, "optimiser steps in all", minimum=1)
     batch_size: int = option(1, "samples a process takes at once", minimum=1)
     accumulation: int = option(1, "micro-batches a step", minimum=1)
-    precision: str = option("bf16", "arithmetic of the network", choices=("fp32", "bf16", "fp16"), fixed=True)
+    precision: str = option("bf16", "arithmetic of the network", choices=tuple(DTYPES), fixed=True)
     gradient_checkpointing: bool = option(False, "save memory, cost about a third more time")
     save_every: int = option(500, "steps from one checkpoint to the next", minimum=1)
     keep: int = option(2, "checkpoints to keep; the older ones go once a newer one is verified", minimum=1)

@@ -1,6 +1,6 @@
 """What a training task says. Everything else is the trainer's."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,11 @@ class Example:
     bucket: tuple[int, int]
     sources: Mapping[str, Source]
     payload: Any = field(default=None, compare=False, repr=False)
+
+
+def sources_of(examples: Iterable[Example]) -> list[Source]:
+    """The sources of all examples, each once."""
+    return list(dict.fromkeys(source for example in examples for source in example.sources.values()))
 
 
 @dataclass

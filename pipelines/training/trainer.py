@@ -25,7 +25,8 @@ from .order import Order, micro_batches
 from .preflight import Preflight, TrainingError, memory_advice
 from .processes import Processes, start_accelerator
 from .progress import ProgressBar
-from .task import BatchRandom, Example, Source, Task, Validation
+from .settings import DTYPES
+from .task import BatchRandom, Example, Source, Task, Validation, sources_of
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,9 @@ class Trainer:
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
         preflight = Preflight(self)
         self._use(preflight.scan(checkpoint))
+        preflight.report_sizes()
         self._load_network()
-        kinds = sorted({source.kind for example in self.examples for source in example.sources.values()})
+        kinds = sorted({source.kind for source in sources_of(self.examples)})
         hashes = {kind: self.task.encoder_hash(kind) for kind in kinds}
         self.cache = TensorCache(self.run_settings.cache or self.output / "cache", hashes)
         if self.processes.is_main:
@@ -155,8 +157,7 @@ class Trainer:
         self.order = Order([example.bucket for example in examples], self.global_batch, self.run_settings.seed)
 
     def _load_network(self) -> None:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.run_settings.precision]
-        network = self.task.load(self.device, dtype)
+        network = self.task.load(self.device, DTYPES[self.run_settings.precision])
         if self.run_settings.gradient_checkpointing:
             if not hasattr(network, "enable_gradient_checkpointing"):
                 raise TrainingError("this task's network has no gradient checkpointing: leave that option out.")
@@ -188,9 +189,8 @@ class Trainer:
 
     def _encode_all(self) -> None:
         """Fill the cache, each process its share; bad sources end the run or are left out, all named at once."""
-        sources = dict.fromkeys(source for example in self.examples for source in example.sources.values())
         # By kind, so that every process gets its share of the slow ones.
-        mine = self.processes.share(sorted(sources, key=lambda source: source.kind))
+        mine = self.processes.share(sorted(sources_of(self.examples), key=lambda source: source.kind))
         with self.bar("Encoding") as bar, memory_advice("while encoding"):
             failures = self.processes.together(
                 lambda: fill_cache(self.cache, self.task, mine, self.stop.check, bar)
@@ -230,11 +230,8 @@ class Trainer:
         self._export(self.progress.step)
 
     def _batches(self, steps: range) -> Iterator[Batch]:
-        run = self.run_settings
-        accelerator = self.accelerator
-        wanted = micro_batches(
-            self.order, steps, accelerator.process_index, accelerator.num_processes, run.batch_size
-        )
+        run, accelerator = self.run_settings, self.accelerator
+        wanted = micro_batches(self.order, steps, accelerator.process_index, accelerator.num_processes, run.batch_size)
         reader = BatchReader(self.task, self.examples, self.cache, run.seed)
         return reader.batches(wanted, run.loader_threads, pin=self.device.type == "cuda")
 

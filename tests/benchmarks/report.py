@@ -1,16 +1,16 @@
 """What the benchmarks share: the pack under its alias, peak memory, tables in README."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from comfyui_environment import load_script  # noqa: E402
 
 
 def load_pack() -> None:
-    spec = importlib.util.spec_from_file_location("pack", ROOT / "nodes" / "pack.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.load_pack()
+    load_script("pack").load_pack()
 
 
 def reset_resident_peak() -> None:

@@ -20,9 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from report import ROOT, load_pack, reset_resident_peak, resident_peak, write_into_readme
+from report import load_pack, reset_resident_peak, resident_peak, write_into_readme
 
-sys.path.insert(0, str(ROOT / "tests"))
 WARM_UP = 2
 LOADERS = 2
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -170,11 +169,12 @@ def measure_examples_loop(name: str, device: str) -> dict:
     from diffusers.optimization import get_scheduler
     from likeness.pipelines.training.image_folder import load_for_bucket, scan_folder
     from likeness.pipelines.training.lora import add_lora
+    from likeness.pipelines.training.settings import DTYPES, mixed_precision
 
     folder, size = Path(tempfile.mkdtemp()), SIZES[name, device]
     settings = settings_of(name, folder, device, WARM_UP + size.steps)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[size.precision]
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(size.precision, size.precision))
+    dtype = DTYPES[size.precision]
+    accelerator = Accelerator(mixed_precision=mixed_precision(size.precision))
     base = random_base(name, folder, device, dtype)
     base.text_encoders = [encoder.to(dtype) for encoder in base.text_encoders]
     add_lora(base.unet, "attention", 16, 16.0, 0)

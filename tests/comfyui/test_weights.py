@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_real_shapes import VAE, random_weights
 from tiny_models import CPU, fill
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = "a portrait, golden light"
 SD = {
     "num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0, 0],
@@ -90,15 +91,6 @@ class Checkpoint:
     def predict(self, x, timestep, context, pooled):
         adm = {} if self.family != "sdxl" else {"y": self.model.encode_adm(pooled_output=pooled, width=64, height=48)}
         return self.unet(x, torch.tensor([timestep]), context=context, **adm)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small lose time to a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,8 @@
+"""The embedded models: a small Stable-Diffusion-shaped family, trained on the portrait world and shipped with the pack.
+
+``architectures``  what they look like: classes of diffusers and transformers in small
+``portrait_set``   portrait data sets as training data; ``vocabulary`` the words of their captions
+``autoencoder``, ``clip``, ``text_to_image``, ``face_embedder``  one training task each, in this order
+``judge``          an independent classifier of expression, costume and light, to judge what the others make
+``components``     trained weights as folders that diffusers and transformers load
+"""

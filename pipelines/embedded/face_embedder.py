@@ -1,0 +1,146 @@
+"""Training the embedded face embedder with an angular margin (Deng et al. 2019, ArcFace, equation 3)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, normalize
+
+from ..configuration import option
+from ..faces import align_faces
+from ..portraits import LANDMARKS
+from ..training.task import BatchRandom, Example, Validation
+from .architectures import FACE_SIZE, build, face_network, seeded
+from .components import TRANSFORMERS, plain_config, save_component
+from .portrait_set import DataSettings, PortraitSet, PortraitTask, batches, without_prefix
+
+FIVE = LANDMARKS[:5]
+
+
+@dataclass(frozen=True)
+class FaceEmbedderSettings(DataSettings):
+    """Face embedder: data and margin."""
+
+    margin: float = option(0.3, "angle added between a face and its own class, in radians", minimum=0, maximum=1)
+    scale: float = option(24.0, "factor on the cosines", minimum=1)
+    jitter: float = option(0.02, "landmarks are moved by about this part of the picture", minimum=0)
+
+
+class FaceClassifier(nn.Module):
+    """The embedder and a direction for each person it is trained with."""
+
+    def __init__(self, embedder, people: int):
+        super().__init__()
+        self.embedder = embedder
+        self.people = nn.Parameter(torch.randn(people, embedder.config.hidden_sizes[-1]))
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Cosines [B, people] between aligned faces [B, 3, 64, 64] in -1..1 and the people."""
+        return linear(embed(self.embedder, faces), normalize(self.people, dim=1))
+
+
+def embed(embedder, faces: Tensor) -> Tensor:
+    """Unit vectors [B, D] of aligned faces [B, 3, 64, 64] in -1..1."""
+    return normalize(embedder(faces).pooler_output.float(), dim=1)
+
+
+def with_margin(cosines: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """cos(angle + margin) in place of each face's cosine with its own class; labels [B].
+
+    Beyond an angle of pi - margin, where that would rise again, the straight line cos(angle) - margin sin(margin), as
+    in the authors' code.
+    """
+    own = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
+    sine = (1 - own.square()).sqrt()
+    moved = own * math.cos(margin) - sine * math.sin(margin)
+    moved = torch.where(own > -math.cos(margin), moved, own - margin * math.sin(margin))
+    return cosines.scatter(1, labels[:, None], moved)
+
+
+class TrainFaceEmbedder(PortraitTask):
+    """The task; see ``training.task.Task`` for what each method is for."""
+
+    name = "embedded-face-embedder"
+    Settings = FaceEmbedderSettings
+    summary = "the embedded model's face embedder (ArcFace), from a data set of portraits"
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        labels = sorted({truth["label"] for truth in self.portraits.truth})
+        self.classes = {label: number for number, label in enumerate(labels)}
+        embedder = build(face_network, seed=self.seed)
+        with seeded(self.seed, "people"):
+            return FaceClassifier(embedder, len(labels)).to(device)
+
+    def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
+        truth, picture = self.portraits.truth[example.payload], self.portraits.picture(example.payload)
+        points = landmarks_of(truth)
+        points = points + self.settings.jitter * picture.shape[-1] * torch.randn(points.shape, generator=draw) / 2
+        face = align_faces(picture[None], points[None], FACE_SIZE)[0]
+        return {"face": face, "label": torch.tensor(self.classes[truth["label"]])}
+
+    def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
+        cosines = with_margin(network(batch["face"]), batch["label"], self.settings.margin)
+        return {"arcface": cross_entropy(self.settings.scale * cosines, batch["label"])}
+
+    def validate(
+        self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
+    ) -> Validation:
+        count = min(1000 if steps is None else 32, len(self.held_out))
+        vectors = embeddings_of(network.embedder, self.held_out, range(count), check_stop)
+        labels = torch.tensor([self.held_out.truth[index]["label"] for index in range(count)])
+        same, different = pair_similarities(vectors, labels)
+        return Validation({}, {"verification": verification_accuracy(same, different)})
+
+    def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
+        tensors = without_prefix(weights, "embedder.")
+        save_component(folder / "face_embedder", TRANSFORMERS, plain_config(face_network()), tensors, facts)
+
+
+def landmarks_of(truth: dict) -> Tensor:
+    """The five landmarks [5, 2] in pixels."""
+    return torch.tensor([truth["landmarks"][name] for name in FIVE])
+
+
+def embeddings_of(embedder, portraits: PortraitSet, indices, check_stop: Callable[..., None] = lambda: None) -> Tensor:
+    """Unit vectors [N, D] of the faces of these portraits."""
+    device, vectors = next(embedder.parameters()).device, []
+    for chosen in batches(len(indices), 64):
+        check_stop()
+        numbers = [indices[place] for place in chosen]
+        points = torch.stack([landmarks_of(portraits.truth[index]) for index in numbers])
+        faces = align_faces(portraits.pictures(numbers), points, FACE_SIZE)
+        vectors.append(embed(embedder, faces.to(device)).cpu())
+    return torch.cat(vectors)
+
+
+def pair_similarities(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of all pairs of the same person, and of as many pairs of different people (the next one of each pair)."""
+    cosines = vectors @ vectors.T
+    alike = labels[:, None] == labels[None]
+    first, second = torch.ones_like(alike).triu(1).logical_and(alike).nonzero(as_tuple=True)
+    same, different = cosines[first, second], []
+    for one, other in zip(first.tolist(), second.tolist(), strict=True):
+        stranger = next(
+            number % len(labels)
+            for number in range(other + 1, other + len(labels))
+            if labels[number % len(labels)] != labels[one]
+        )
+        different.append(cosines[one, stranger])
+    return same, torch.stack(different) if different else same
+
+
+def verification_accuracy(same: Tensor, different: Tensor, folds: int = 10) -> float:
+    """Share of pairs told rightly; each fold by the threshold that is best for the others (as LFW does it)."""
+    values = torch.cat([same, different])
+    truth = torch.cat([torch.ones_like(same), torch.zeros_like(different)]).bool()
+    fold = torch.arange(len(values)) % folds
+    right = 0
+    for number in range(folds):
+        known, asked = fold != number, fold == number
+        thresholds = values[known].sort().values
+        hits = ((values[known][None] >= thresholds[:, None]) == truth[known]).float().mean(1)
+        right += int(((values[asked] >= thresholds[hits.argmax()]) == truth[asked]).sum())
+    return right / max(len(values), 1)

@@ -1,0 +1,129 @@
+"""Portrait data sets as training data: what every task of this package does the same way."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..configuration import option
+from ..files import atomic_folder
+from ..generation.reader import DatasetReader
+from ..generation.recipe import decode
+from ..training.task import Example, Scan, Source
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the portraits are; made by ``dataset_cli.py generate portraits``."""
+
+    data: Path = option(help="data set of portraits to train on")
+    held_out: Path = option(help="data set of another population, to validate on")
+
+
+class PortraitSet:
+    """A data set of the recipe ``portraits``: pictures, captions, truth."""
+
+    def __init__(self, folder: Path):
+        """Raises ``ValueError`` where the folder holds no such data set, or an unfinished one."""
+        self.folder, self.reader = folder, DatasetReader(folder)
+        if self.reader.dataset.recipe != "portraits":
+            raise ValueError(f"{folder} was made by the recipe {self.reader.dataset.recipe!r}: give one of portraits.")
+        self.captions: list[str] = []
+        self.truth: list[dict] = []
+
+    @property
+    def population(self) -> int:
+        """The seed of its people."""
+        description = json.loads((self.folder / "dataset.json").read_text(encoding="utf-8"))
+        return description["settings"]["population"]
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> "PortraitSet":
+        """Read all captions and truth; ``progress(done, total)`` may raise to stop."""
+        for index in range(len(self.captions), len(self)):
+            _, files = self.reader.read_bytes(index)
+            self.captions.append(decode("txt", files["txt"]))
+            self.truth.append(decode("json", files["json"]))
+            progress(index + 1, len(self))
+        return self
+
+    def picture(self, index: int) -> Tensor:
+        """[3, H, W] in -1..1."""
+        _, files = self.reader.read_bytes(index)
+        return decode("png", files["png"]) * 2 - 1
+
+    def pictures(self, indices) -> Tensor:
+        """[B, 3, H, W] in -1..1."""
+        return torch.stack([self.picture(index) for index in indices])
+
+
+class PortraitTask:
+    """The part of ``training.task.Task`` that is the same for all embedded models."""
+
+    def __init__(self, settings, seed: int = 0):
+        self.settings, self.seed = settings, seed
+
+    def scan(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Scan:
+        self.portraits = PortraitSet(self.settings.data).read(progress)
+        self.held_out = PortraitSet(self.settings.held_out).read()
+        if self.portraits.population == self.held_out.population:
+            raise ValueError(
+                f"--held-out {self.settings.held_out} shows the same people as --data (population "
+                f"{self.held_out.population}): generate it with another --population."
+            )
+        return Scan([self._example(index) for index in range(len(self.portraits))], [], [])
+
+    def _example(self, index: int) -> Example:
+        return Example(f"portrait {index}", (128, 128), self.sources(index), payload=index)
+
+    def sources(self, index: int) -> dict[str, Source]:
+        """What of this portrait is encoded beforehand."""
+        return {}
+
+    @contextmanager
+    def encoders(self, kind: str) -> Iterator[None]:
+        yield
+
+    def encoder_hash(self, kind: str) -> str:
+        raise KeyError(kind)
+
+    def encode(self, source: Source) -> dict[str, Tensor]:
+        raise KeyError(source.kind)
+
+    def release_encoders(self) -> None:
+        return
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "data": f"{len(self.portraits)} portraits of population {self.portraits.population}",
+            "held_out": f"{len(self.held_out)} portraits of population {self.held_out.population}",
+            "licence": "Apache-2.0",
+        }
+
+    def export(self, folder: Path, name: str, weights: dict[str, Tensor], facts: dict[str, str]) -> list[Path]:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        with atomic_folder(folder / name) as temporary:
+            self.write(temporary, weights, facts)
+        return [folder / name]
+
+    def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """Write the components of the model into ``folder``."""
+        raise NotImplementedError
+
+
+def without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def batches(count: int, size: int) -> Iterator[range]:
+    """The numbers below ``count`` in runs of ``size``."""
+    return (range(start, min(start + size, count)) for start in range(0, count, size))

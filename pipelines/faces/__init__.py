@@ -1,0 +1,5 @@
+"""Faces in pictures: aligned crops. (``align``)"""
+
+from .align import align_faces
+
+__all__ = ["align_faces"]
