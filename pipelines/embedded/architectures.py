@@ -1,6 +1,6 @@
 """What the embedded models look like: stock classes of diffusers and transformers in small.
 
-Widths are whole multiples of the first one and of 32, because the layouts that ComfyUI builds know nothing else.
+Widths are whole multiples of the first one, because the layouts that ComfyUI builds know nothing else.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +21,8 @@ from transformers import (
 from ..randomness import seed_of
 
 TEXT_WIDTH = 128
+# Stable Diffusion's 32 groups would be of two channels here: normalised like that, the mean colour of a picture is lost.
+GROUPS = 8
 TOKENS = 77
 CLIP_IMAGE_SIZE = 128
 FACE_SIZE = 64
@@ -28,13 +30,14 @@ FACE_SIZE = 64
 AUTOENCODER = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [64, 64, 64, 64],
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 1, "norm_num_groups": 32, "sample_size": 128, "scaling_factor": 1.0,
+    "layers_per_block": 1, "norm_num_groups": GROUPS, "sample_size": 128, "scaling_factor": 1.0,
 }  # fmt: skip
 UNET = {
     "in_channels": 4, "out_channels": 4, "block_out_channels": [64, 128, 128, 128],
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "layers_per_block": 1, "cross_attention_dim": TEXT_WIDTH, "attention_head_dim": 8, "norm_num_groups": 32,
+    "layers_per_block": 1, "cross_attention_dim": TEXT_WIDTH, "attention_head_dim": 8,
+    "norm_num_groups": GROUPS,
     "sample_size": 16,
 }  # fmt: skip
 SCHEDULE = {

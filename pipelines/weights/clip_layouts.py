@@ -54,6 +54,8 @@ def text_encoder(encoder_class, config: dict, weights: dict[str, torch.Tensor]) 
     transformers 4 would read as empty.
     """
     named = {key if key.startswith("text_projection") else f"text_model.{key}": weights[key] for key in weights}
+    if "WithProjection" not in encoder_class.__name__:
+        named.pop("text_projection.weight", None)  # the file also serves those who compare texts with pictures
     # Without the type that it names, to which transformers 5 would round the weights.
     config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
     config = encoder_class.config_class.from_dict(config)

@@ -1,0 +1,83 @@
+"""The embedded models together: put into one folder in diffusers' layout, and loaded from it."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..files import atomic_folder, write_json
+from ..weights import BaseModel, load_base_model
+from .architectures import SCHEDULE
+
+SHIPPED = Path(__file__).parent / "weights"
+# Which task's export holds which component.
+COMPONENTS = {
+    "autoencoder": ("vae",), "clip": ("text_encoder", "image_encoder", "tokenizer"), "text_to_image": ("unet",),
+    "face_embedder": ("face_embedder",),
+}  # fmt: skip
+CLASSES = {
+    "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"], "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "safety_checker": [None, None], "feature_extractor": [None, None],
+}  # fmt: skip
+
+
+@dataclass
+class EmbeddedFamily:
+    """All embedded models, on the CPU."""
+
+    base: BaseModel
+    """UNet, VAE, text encoder, tokenizer and noise schedule: what ``StableDiffusionPipeline`` is made of."""
+    text_tower: torch.nn.Module
+    """transformers ``CLIPTextModelWithProjection``: the base model's text encoder, with what compares it to pictures."""
+    image_encoder: torch.nn.Module
+    """transformers ``CLIPVisionModelWithProjection``; pictures [B, 3, 128, 128] in -1..1."""
+    face_embedder: torch.nn.Module
+    """transformers ``ConvNextModel``; see ``face_embedder.embed``."""
+
+
+def assemble(target: Path, exports: dict[str, Path]) -> None:
+    """Make ``target`` (which must not exist) from the exports of the four tasks, named as in ``COMPONENTS``.
+
+    Raises ``ValueError`` where one is missing.
+    """
+    for task, components in COMPONENTS.items():
+        for component in components:
+            if not (exports[task] / component).is_dir():
+                raise ValueError(f"{exports[task]} has no {component}: give the folder that the task {task} exported.")
+    with atomic_folder(target) as folder:
+        for task, components in COMPONENTS.items():
+            for component in components:
+                shutil.copytree(exports[task] / component, folder / component)
+        schedule = {**SCHEDULE, "_class_name": "DDIMScheduler", "set_alpha_to_one": False}
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", schedule)
+        write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **CLASSES})
+
+
+def load_family(folder: Path = SHIPPED, dtype: torch.dtype = torch.float32) -> EmbeddedFamily:
+    """Load all embedded models. Raises ``ValueError`` where a file is missing or damaged."""
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, ConvNextModel
+
+    classes = {
+        "text_encoder": CLIPTextModelWithProjection, "image_encoder": CLIPVisionModelWithProjection,
+        "face_embedder": ConvNextModel,
+    }  # fmt: skip
+    return EmbeddedFamily(
+        load_base_model(folder, dtype), *(_from_folder(kind, folder / name, dtype) for name, kind in classes.items())
+    )
+
+
+def _from_folder(model_class, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    try:
+        model, report = model_class.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} cannot be loaded ({error}): get the pack's files again.") from error
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} lacks {sorted(report['missing_keys'])[0]}: get the pack's files again.")
+    return model.to(dtype).eval()
