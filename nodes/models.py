@@ -37,7 +37,7 @@ class LoadEmbeddedPortraitModel(io.ComfyNode):
             inputs=[],
             outputs=[
                 io.Model.Output(tooltip="The diffusion model; it knows portraits of 128x128 pixels."),
-                io.Clip.Output(tooltip="The text encoder. It knows the words of the portrait world, see the help page."),
+                io.Clip.Output(tooltip="The text encoder. It knows the words that the help page lists."),
                 io.Vae.Output(tooltip="The autoencoder: 4 channels, an eighth of each side, as Stable Diffusion's."),
                 io.ClipVision.Output(tooltip="The image encoder that was trained with the text encoder."),
             ],
@@ -130,18 +130,18 @@ def load_clip(weights: dict[str, torch.Tensor], config: dict, tokenizer_folder: 
     weights = {**weights, name: torch.cat([rows, padding])}
 
     class Tokenizer(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, embedding_directory=None, tokenizer_data={}):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
             super().__init__(
                 str(tokenizer_folder), config["max_position_embeddings"], embedding_directory=embedding_directory,
-                embedding_size=config["hidden_size"], tokenizer_data=tokenizer_data,
+                embedding_size=config["hidden_size"], tokenizer_data=tokenizer_data or {},
             )  # fmt: skip
 
     class TextEncoder(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options={}):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
             special = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["eos_token_id"]}
             super().__init__(
                 device=device, dtype=dtype, textmodel_json_config=config, special_tokens=special,
-                return_projected_pooled=False, model_options=model_options,
+                return_projected_pooled=False, model_options=model_options or {},
             )  # fmt: skip
 
     return comfy.sd.CLIP(

@@ -21,14 +21,14 @@ from transformers import (
 from ..randomness import seed_of
 
 TEXT_WIDTH = 128
-# Stable Diffusion's 32 groups would be of two channels here: normalised like that, the mean colour of a picture is lost.
+# Stable Diffusion's 32 groups would be of two channels here, and so lose the mean colour of a picture.
 GROUPS = 8
 TOKENS = 77
 CLIP_IMAGE_SIZE = 128
 FACE_SIZE = 64
 
 AUTOENCODER = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [64, 64, 64, 64],
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [32, 64, 64, 96],
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 1, "norm_num_groups": GROUPS, "sample_size": 128, "scaling_factor": 1.0,
 }  # fmt: skip

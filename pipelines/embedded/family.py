@@ -32,7 +32,7 @@ class EmbeddedFamily:
     base: BaseModel
     """UNet, VAE, text encoder, tokenizer and noise schedule: what ``StableDiffusionPipeline`` is made of."""
     text_tower: torch.nn.Module
-    """transformers ``CLIPTextModelWithProjection``: the base model's text encoder, with what compares it to pictures."""
+    """transformers ``CLIPTextModelWithProjection``: the base model's text encoder, able to compare with pictures."""
     image_encoder: torch.nn.Module
     """transformers ``CLIPVisionModelWithProjection``; pictures [B, 3, 128, 128] in -1..1."""
     face_embedder: torch.nn.Module

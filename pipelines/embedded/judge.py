@@ -98,3 +98,16 @@ def verdicts(judge: Judge, pictures: Tensor) -> dict[str, list[str]]:
     """What the judge sees in pictures [B, 3, 128, 128] in -1..1, by aspect."""
     logits = judge(pictures.to(next(judge.parameters()).device))
     return {aspect: [ASPECTS[aspect][row] for row in logits[aspect].argmax(1).tolist()] for aspect in ASPECTS}
+
+
+def load_judge(folder: Path) -> Judge:
+    """The judge that the task exported. Raises ``ValueError`` where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    judge = make_judge()
+    try:
+        judge.load_state_dict(load_file(folder / TRANSFORMERS))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no judge ({error}): give the folder that embedded-judge exported.") from error
+    return judge.eval()

@@ -1,0 +1,67 @@
+"""The model card that is shipped with the embedded models, written from what files and measurements say."""
+
+import json
+import math
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ..files import atomic_file, write_json
+
+BARS = {
+    "autoencoder PSNR (dB)": 28.0, "CLIP finds the caption of 32": 0.70, "face verification": 0.97,
+    "text to image: expression": 0.75, "text to image: costume": 0.75, "text to image: lighting": 0.75,
+}  # fmt: skip
+SHOWN_FACTS = {
+    "data": "data", "held_out": "validated on", "ss_steps": "steps", "ss_total_batch_size": "batch", "ss_seed": "seed",
+    "ss_learning_rate": "learning rate", "ss_mixed_precision": "precision", "likeness_revision": "git revision",
+    "date": "date",
+}  # fmt: skip
+HEAD = """---
+license: apache-2.0
+library_name: diffusers
+---
+# Embedded portrait models
+
+Small models of Stable Diffusion's shape, trained on this pack's procedural portrait world and on nothing else: no
+photograph and no real person is in them. They are for trying graphs out, for tests and for learning, not for pictures
+of quality. Licence Apache-2.0, as the pack.
+
+This page is written by `python nodes/evaluate_cli.py embedded`; figures are in `metrics.json`.
+"""
+
+
+def write_card(folder: Path, figures: dict[str, float], settings: dict) -> None:
+    """Write README.md and metrics.json into ``folder``."""
+    write_json(folder / "metrics.json", {"settings": settings, "figures": figures})
+    parts = [HEAD, "## Quality on people never seen in training\n", _figures(figures, settings)]
+    parts += ["## How they were made\n"]
+    parts += [_component(file) for file in sorted(folder.glob("*/*.safetensors"))]
+    with atomic_file(folder / "README.md") as temporary:
+        temporary.write_text("\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+
+
+def _figures(figures: dict[str, float], settings: dict) -> str:
+    lines = ["| figure | value | aim | reached |", "|---|---|---|---|"]
+    for name, value in figures.items():
+        aim = BARS.get(name)
+        text = f"{value:.1%}" if value <= 1 and "distance" not in name else f"{value:.3f}"
+        goal = "" if aim is None else (f"{aim:.0%}" if aim <= 1 else f"{aim:g}")
+        lines.append(f"| {name} | {text} | {goal} | {'' if aim is None else 'yes' if value >= aim else '**no**'} |")
+    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    return "\n".join([*lines, "", f"Measured with: {told}.", ""])
+
+
+def _component(file: Path) -> str:
+    with safe_open(file, "pt") as opened:
+        facts = opened.metadata()
+        count = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    told = "\n".join(f"- {name}: {facts[key]}" for key, name in SHOWN_FACTS.items() if key in facts)
+    settings = json.loads(facts.get("likeness_settings", "{}"))
+    options = json.dumps(settings.get("task", {}) | settings.get("optimizer", {}), default=str)
+    time = (float(facts["ss_training_finished_at"]) - float(facts["ss_training_started_at"])) / 60
+    return (
+        f"### {file.parent.name} ({count / 1e6:.2f} million weights, {file.stat().st_size / 2**20:.1f} MiB)\n\n{told}\n"
+        f"- time from start to end: {time:.0f} min\n- settings: `{options}`\n"
+    )
+

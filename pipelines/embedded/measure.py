@@ -1,0 +1,126 @@
+"""How good the embedded models are, measured on people that none of them was trained with."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from ..metrics.frechet import frechet_distance
+from .autoencoder import reconstruct
+from .clip import CHOICES, tokenize
+from .face_embedder import embeddings_of, pair_similarities, verification_accuracy
+from .family import EmbeddedFamily
+from .judge import ASPECTS, Judge, verdicts
+from .portrait_set import PortraitSet, batches
+
+Progress = Callable[[str, int, int], None]
+
+
+def measure_family(
+    family: EmbeddedFamily, judge: Judge, held_out: PortraitSet, generated: int, guidance_scale: float, steps: int,
+    progress: Progress,
+) -> dict[str, float]:  # fmt: skip
+    """All figures by name; ``generated``: how many pictures the text-to-image model makes for its own."""
+    figures = {
+        "autoencoder PSNR (dB)": autoencoder_psnr(family, held_out, progress),
+        f"CLIP finds the caption of {CHOICES}": caption_retrieval(family, held_out, progress),
+        "face verification": face_verification(family, held_out),
+    }
+    for aspect, share in judged_share(judge, held_out, range(len(held_out)), held_out.pictures).items():
+        figures[f"judge, renders: {aspect}"] = share
+    made = generate(family, [truth["caption"] for truth in held_out.truth[:generated]], guidance_scale, steps, progress)
+    for aspect, share in judged_share(judge, held_out, range(generated), lambda numbers: made[list(numbers)]).items():
+        figures[f"text to image: {aspect}"] = share
+    figures["text to image: Fréchet distance on embedded CLIP features"] = feature_distance(family, made, held_out)
+    return figures
+
+
+@torch.no_grad()
+def autoencoder_psnr(family: EmbeddedFamily, portraits: PortraitSet, progress: Progress) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio of reconstructions, in dB."""
+    ratios = []
+    for chosen in batches(len(portraits), 8):
+        pictures = portraits.pictures(chosen)
+        errors = ((reconstruct(family.base.vae, pictures) - pictures) / 2).square().mean((1, 2, 3))
+        ratios.append(-10 * errors.log10())
+        progress("autoencoder", chosen.stop, len(portraits))
+    return torch.cat(ratios).mean().item()
+
+
+@torch.no_grad()
+def caption_retrieval(family: EmbeddedFamily, portraits: PortraitSet, progress: Progress) -> float:
+    """Share of pictures whose complete caption is the nearest of ``CHOICES``, among them its own."""
+    right = seen = 0
+    for chosen in batches(len(portraits) // CHOICES * CHOICES, CHOICES):
+        pictures = image_features(family, portraits.pictures(chosen))
+        texts = text_features(family, [portraits.truth[index]["caption"] for index in chosen])
+        right += int(((pictures @ texts.T).argmax(1) == torch.arange(len(chosen))).sum())
+        seen += len(chosen)
+        progress("CLIP", seen, len(portraits))
+    return right / seen
+
+
+def face_verification(family: EmbeddedFamily, portraits: PortraitSet) -> float:
+    """Share of pairs of faces told rightly as of one person or two."""
+    with torch.no_grad():
+        vectors = embeddings_of(family.face_embedder, portraits, range(len(portraits)))
+    labels = torch.tensor([truth["label"] for truth in portraits.truth])
+    return verification_accuracy(*pair_similarities(vectors, labels))
+
+
+@torch.no_grad()
+def generate(
+    family: EmbeddedFamily, captions: list[str], guidance_scale: float, steps: int, progress: Progress, batch: int = 20
+) -> Tensor:
+    """Pictures [N, 3, 128, 128] in -1..1 of captions, one from each seed 0..N-1, by diffusers' own pipeline."""
+    base, made = family.base, []
+    scheduler = DDIMScheduler.from_config(base.scheduler.config)
+    pipeline = StableDiffusionPipeline(
+        base.vae, base.text_encoders[0], base.tokenizers[0], base.unet, scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    for chosen in batches(len(captions), batch):
+        pictures = pipeline(
+            [captions[index] for index in chosen], height=128, width=128, num_inference_steps=steps,
+            guidance_scale=guidance_scale, generator=[torch.Generator().manual_seed(index) for index in chosen],
+            output_type="pt",
+        ).images  # fmt: skip
+        made.append(pictures.float() * 2 - 1)
+        progress("text to image", chosen.stop, len(captions))
+    return torch.cat(made)
+
+
+def judged_share(judge: Judge, portraits: PortraitSet, indices, pictures: Callable) -> dict[str, float]:
+    """For each aspect the share of pictures in which the judge sees what the portrait's truth (and caption) says."""
+    right = dict.fromkeys(ASPECTS, 0)
+    for chosen in batches(len(indices), 50):
+        found = verdicts(judge, pictures(chosen))
+        for aspect in ASPECTS:
+            wanted = [portraits.truth[index][aspect] for index in chosen]
+            right[aspect] += sum(one == other for one, other in zip(found[aspect], wanted, strict=True))
+    return {aspect: count / len(indices) for aspect, count in right.items()}
+
+
+@torch.no_grad()
+def feature_distance(family: EmbeddedFamily, made: Tensor, portraits: PortraitSet) -> float:
+    """Fréchet distance between generated pictures and held-out renders, on the embedded CLIP's image features."""
+    rendered = torch.cat([
+        image_features(family, portraits.pictures(chosen)) for chosen in batches(len(portraits), 50)
+    ])  # fmt: skip
+    generated = torch.cat([image_features(family, made[list(chosen)]) for chosen in batches(len(made), 50)])
+    return frechet_distance(generated, rendered)
+
+
+@torch.no_grad()
+def image_features(family: EmbeddedFamily, pictures: Tensor) -> Tensor:
+    """Unit vectors [B, D] of pictures [B, 3, 128, 128] in -1..1."""
+    return torch.nn.functional.normalize(family.image_encoder(pictures).image_embeds.float(), dim=1)
+
+
+@torch.no_grad()
+def text_features(family: EmbeddedFamily, texts: list[str]) -> Tensor:
+    """Unit vectors [B, D] of texts."""
+    tokens = tokenize(family.base.tokenizers[0], texts)
+    return torch.nn.functional.normalize(family.text_tower(tokens).text_embeds.float(), dim=1)
