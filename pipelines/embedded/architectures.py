@@ -48,9 +48,11 @@ _TRANSFORMER = {
     "hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4,
     "projection_dim": TEXT_WIDTH, "hidden_act": "quick_gelu",
 }  # fmt: skip
-FACE = {"hidden_sizes": [32, 64, 96, 160], "depths": [1, 1, 2, 1], "patch_size": 2, "num_channels": 3,
-        "image_size": FACE_SIZE}  # fmt: skip
-JUDGE = {**FACE, "patch_size": 4, "image_size": 128}
+# Layer scales start near zero to tame networks of dozens of blocks; these have five.
+CONVNEXT = {
+    "hidden_sizes": [32, 64, 96, 160], "depths": [1, 1, 2, 1], "patch_size": 2, "num_channels": 3,
+    "image_size": FACE_SIZE, "layer_scale_init_value": 0,
+}  # fmt: skip
 
 
 def autoencoder() -> AutoencoderKL:
@@ -78,14 +80,9 @@ def image_encoder() -> CLIPVisionModelWithProjection:
     return CLIPVisionModelWithProjection(CLIPVisionConfig(image_size=CLIP_IMAGE_SIZE, patch_size=16, **_TRANSFORMER))
 
 
-def face_network() -> ConvNextModel:
-    """Aligned faces ``[B, 3, 64, 64]`` in -1..1 to ``pooler_output`` ``[B, 160]``; no batch statistics."""
-    return ConvNextModel(ConvNextConfig(**FACE))
-
-
-def judge_network() -> ConvNextModel:
-    """Portraits ``[B, 3, 128, 128]`` in -1..1 to ``pooler_output`` ``[B, 160]``."""
-    return ConvNextModel(ConvNextConfig(**JUDGE))
+def convnext() -> ConvNextModel:
+    """Pictures of 64x64 pixels or so, [B, 3, H, W] in -1..1, to ``pooler_output`` [B, 160]; no batch statistics."""
+    return ConvNextModel(ConvNextConfig(**CONVNEXT))
 
 
 def build(make: Callable[..., nn.Module], *arguments, seed: int) -> nn.Module:

@@ -11,10 +11,12 @@ from torch.nn.functional import avg_pool2d, cross_entropy, pad
 from ..configuration import option
 from ..portraits import COSTUMES, EXPRESSIONS, LIGHTINGS
 from ..training.task import BatchRandom, Example, Validation
-from .architectures import build, judge_network, seeded
+from .architectures import build, convnext
 from .components import TRANSFORMERS, plain_config, save_component
 from .portrait_set import DataSettings, PortraitTask, batches
 
+# Where faces are in portraits, whoever it is and however they turn.
+FACE_ROWS, FACE_COLUMNS = slice(16, 104), slice(20, 108)
 ASPECTS = {"expression": EXPRESSIONS, "costume": COSTUMES, "lighting": tuple(LIGHTINGS)}
 
 
@@ -28,23 +30,20 @@ class JudgeSettings(DataSettings):
 
 
 class Judge(nn.Module):
-    """One network with a head for each aspect."""
+    """Two networks, one for the whole picture at half its size and one for the face, and a head for each aspect."""
 
-    def __init__(self, body):
+    def __init__(self):
         super().__init__()
-        self.body = body
-        width = body.config.hidden_sizes[-1]
+        self.whole, self.face = convnext(), convnext()
+        width = self.face.config.hidden_sizes[-1]
         self.heads = nn.ModuleDict({aspect: nn.Linear(width, len(names)) for aspect, names in ASPECTS.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits [B, classes] by aspect of pixels [B, 3, 128, 128] in -1..1."""
-        features = self.body(pixels).pooler_output
-        return {aspect: head(features).float() for aspect, head in self.heads.items()}
-
-
-def make_judge() -> Judge:
-    """A judge with random weights."""
-    return Judge(judge_network())
+        whole = self.whole(avg_pool2d(pixels, 2)).pooler_output
+        face = self.face(pixels[:, :, FACE_ROWS, FACE_COLUMNS]).pooler_output
+        seen = {"expression": face, "costume": whole, "lighting": whole}
+        return {aspect: head(seen[aspect]).float() for aspect, head in self.heads.items()}
 
 
 class TrainJudge(PortraitTask):
@@ -55,8 +54,7 @@ class TrainJudge(PortraitTask):
     summary = "a classifier of expression, costume and light, to judge generated portraits with"
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        with seeded(self.seed, "judge"):
-            return build(make_judge, seed=self.seed).to(device)
+        return build(Judge, seed=self.seed).to(device)
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         picture, truth = self.portraits.picture(example.payload)[None], self.portraits.truth[example.payload]
@@ -86,7 +84,7 @@ class TrainJudge(PortraitTask):
         return Validation({}, {aspect: number / count for aspect, number in right.items()})
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-        save_component(folder / "judge", TRANSFORMERS, plain_config(judge_network()), weights, facts)
+        save_component(folder / "judge", TRANSFORMERS, plain_config(convnext()), weights, facts)
 
 
 def _number(aspect: str, truth: dict) -> Tensor:
@@ -105,7 +103,7 @@ def load_judge(folder: Path) -> Judge:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    judge = make_judge()
+    judge = Judge()
     try:
         judge.load_state_dict(load_file(folder / TRANSFORMERS))
     except (OSError, RuntimeError, SafetensorError) as error:
