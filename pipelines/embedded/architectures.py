@@ -51,7 +51,7 @@ _TRANSFORMER = {
 # Layer scales start near zero to tame networks of dozens of blocks; these have five.
 CONVNEXT = {
     "hidden_sizes": [32, 64, 96, 160], "depths": [1, 1, 2, 1], "patch_size": 2, "num_channels": 3,
-    "image_size": FACE_SIZE, "layer_scale_init_value": 0,
+    "image_size": FACE_SIZE, "layer_scale_init_value": 0.0,
 }  # fmt: skip
 
 
