@@ -31,6 +31,19 @@ def attention_maps(q: torch.Tensor, k: torch.Tensor, heads: int) -> torch.Tensor
     return ((q / q.shape[-1] ** 0.5) @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=1)
 
 
+def joint_attention_maps(q: torch.Tensor, k: torch.Tensor, text: int) -> torch.Tensor:
+    """What picture tokens pay of their attention to text tokens, where one attention holds both (Flux; the paper's).
+
+    ``q``, ``k``: ``[B, heads, text + picture tokens, d]``, rotated; the first ``text`` tokens are the text's. Head by
+    head, because a map of all is large. Float32 ``[B, picture tokens, text]``.
+    """
+    total = 0
+    for head in range(q.shape[1]):
+        scores = q[:, head, text:].float() @ k[:, head].float().transpose(-2, -1) / q.shape[-1] ** 0.5
+        total = total + scores.softmax(dim=-1)[..., :text]
+    return total / q.shape[1]
+
+
 class MapRecorder:
     """Averages attention maps of one size over layers and steps.
 
