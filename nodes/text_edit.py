@@ -32,6 +32,34 @@ def _conditioning_input(name: str, text: str) -> io.Input:
     )  # fmt: skip
 
 
+def _strength_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "source_guidance", default=1.0, min=0.0, max=30.0, step=0.1,
+            tooltip="Strength of the source text (cfg). 1 is the method's own value.",
+        ),
+        io.Float.Input(
+            "target_guidance", default=2.0, min=0.0, max=30.0, step=0.1,
+            tooltip="Strength of the target text (cfg): 1 to 3 for LCM models, more for ordinary ones.",
+        ),
+        io.Float.Input(
+            "cross_fraction", default=0.8, min=0.0, max=1.0, step=0.05,
+            tooltip="Part of the steps in which words that both texts share look where they look in the "
+            "source. Higher keeps the layout, lower lets words move things.",
+        ),
+        io.Float.Input(
+            "self_fraction", default=0.8, min=0.0, max=1.0, step=0.05,
+            tooltip="Part of the steps in which shapes are taken from the source (self-attention). Lower it "
+            "for edits that change shapes.",
+        ),
+        io.Combo.Input(
+            "attention", options=list(METHODS), default="unified",
+            tooltip="unified: InfEdit's control. refine, replace: Prompt-to-Prompt for texts with words added "
+            "or changed, and for texts of equally many words.",
+        ),
+    ]  # fmt: skip
+
+
 class EditGuiderNode(io.ComfyNode):
     """Makes the GUIDER of an edit from a source text to a target text.
 
@@ -56,29 +84,7 @@ class EditGuiderNode(io.ComfyNode):
                 _text_input("source_text", "What the photo shows, in the same words as the target where possible."),
                 _text_input("target_text", "What the edited picture shall show."),
                 _text_input("negative_text", "What to keep out; usually empty."),
-                io.Float.Input(
-                    "source_guidance", default=1.0, min=0.0, max=30.0, step=0.1,
-                    tooltip="Strength of the source text (cfg). 1 is the method's own value.",
-                ),
-                io.Float.Input(
-                    "target_guidance", default=2.0, min=0.0, max=30.0, step=0.1,
-                    tooltip="Strength of the target text (cfg): 1 to 3 for LCM models, more for ordinary ones.",
-                ),
-                io.Float.Input(
-                    "cross_fraction", default=0.8, min=0.0, max=1.0, step=0.05,
-                    tooltip="Part of the steps in which words that both texts share look where they look in the "
-                    "source. Higher keeps the layout, lower lets words move things.",
-                ),
-                io.Float.Input(
-                    "self_fraction", default=0.8, min=0.0, max=1.0, step=0.05,
-                    tooltip="Part of the steps in which shapes are taken from the source (self-attention). Lower it "
-                    "for edits that change shapes.",
-                ),
-                io.Combo.Input(
-                    "attention", options=list(METHODS), default="unified",
-                    tooltip="unified: InfEdit's control. refine, replace: Prompt-to-Prompt for texts with words added "
-                    "or changed, and for texts of equally many words.",
-                ),
+                *_strength_inputs(),
                 _conditioning_input("source", "source_text"),
                 _conditioning_input("target", "target_text"),
                 _conditioning_input("negative", "negative_text"),
@@ -190,6 +196,27 @@ class DdimInversionSampler(io.ComfyNode):
         return io.NodeOutput(comfy.samplers.KSAMPLER(sample_ddim_inversion, {"iterations": iterations}))
 
 
+def _advanced_mask_inputs() -> list[io.Input]:
+    return [
+        io.Boolean.Input(
+            "soft", default=False, optional=True, advanced=True,
+            tooltip="Take the maps as they are instead of cutting them at the threshold.",
+        ),
+        io.Int.Input(
+            "steps", default=15, min=1, max=100, optional=True, advanced=True,
+            tooltip="At how many noise levels the model looks at the photo.",
+        ),
+        io.Int.Input(
+            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True, advanced=True,
+            tooltip="Seed of the noise that is put on the photo.",
+        ),
+        io.Boolean.Input(
+            "suppress_background", default=True, optional=True, advanced=True,
+            tooltip="Press down the weak, diffuse part of the mask, so that the background becomes clean.",
+        ),
+    ]  # fmt: skip
+
+
 class EditMaskFromWords(io.ComfyNode):
     """A MASK of where a model sees words of a prompt in a photo."""
 
@@ -217,22 +244,7 @@ class EditMaskFromWords(io.ComfyNode):
                     tooltip="How strongly a place must belong to a word, as a part of the word's strongest place.",
                 ),
                 io.Boolean.Input("outside", default=False, tooltip="Give everything but the words instead."),
-                io.Boolean.Input(
-                    "soft", default=False, optional=True, advanced=True,
-                    tooltip="Take the maps as they are instead of cutting them at the threshold.",
-                ),
-                io.Int.Input(
-                    "steps", default=15, min=1, max=100, optional=True, advanced=True,
-                    tooltip="At how many noise levels the model looks at the photo.",
-                ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True, advanced=True,
-                    tooltip="Seed of the noise that is put on the photo.",
-                ),
-                io.Boolean.Input(
-                    "suppress_background", default=True, optional=True, advanced=True,
-                    tooltip="Press down the weak, diffuse part of the mask, so that the background becomes clean.",
-                ),
+                *_advanced_mask_inputs(),
             ],
             outputs=[io.Mask.Output(tooltip="The mask at the size of the image, soft at its edges.")],
         )  # fmt: skip

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from likeness.pipelines.spl import StructureSettings, structure_loss
+from likeness.pipelines.spl import StructureSettings, edit_pipeline, structure_loss
 from likeness.pipelines.spl.attention_control import AttentionControl, AttentionSettings
 from likeness.pipelines.spl.edit_pipeline import EditSettings, TextEditPipeline
 from likeness.pipelines.spl.prompts import alignment
-from likeness.pipelines.spl.word_masks import words_mask
+from likeness.pipelines.spl.word_masks import edge_mask, words_mask
 from test_pipeline import photo
 from tiny_base import make_pipeline
 
@@ -216,7 +216,7 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was(pipelines):
 
 
 @torch.no_grad()
-def test_word_mask_comes_from_the_branches_maps(pipelines):
+def test_word_mask_comes_from_the_branches_maps(pipelines, monkeypatch):
     pipeline, image = pipelines["sd1"], photo(32, 48)
     settings = EditSettings(steps=1, attention=AttentionSettings(cross_fraction=0))
     noise = torch.randn(1, 4, 16, 24, generator=seeded())
@@ -228,23 +228,18 @@ def test_word_mask_comes_from_the_branches_maps(pipelines):
     # The tiny UNet attends at 8x12 cells only.
     average = torch.stack([torch.stack(maps[branch, 0]).mean(dim=0) for branch in range(2)])
     average = average.transpose(1, 2).unflatten(-1, (8, 12))
-    seen = {}
-    import likeness.pipelines.spl.edit_pipeline as module
-
-    original = module.edge_mask
-    try:
-        module.edge_mask = lambda sides, upsampling: seen.update(sides=sides) or original(sides, upsampling)
-        mask = pipeline.word_mask(image, *PROMPTS, ["c"], ["x", "d"], 0.9, negative_prompt="e", settings=settings,
-                                  generator=seeded())  # fmt: skip
-    finally:
-        module.edge_mask = original
-    (source, first_guide), (target, second_guide) = seen["sides"]
+    seen = []
+    monkeypatch.setattr(edit_pipeline, "edge_mask", lambda sides, upsampling: seen.append(sides) or edge_mask(sides))
+    words = {"source_words": ["c"], "target_words": ["x", "d"], "threshold": 0.9}
+    options = {**words, "negative_prompt": "e", "settings": settings}
+    mask = pipeline.word_mask(image, *PROMPTS, **options, generator=seeded())
+    (source, first_guide), (target, second_guide) = seen[0]
     assert torch.equal(source, words_mask(average[:1], plan.source, ["c"], 0.9))
     assert torch.equal(target, words_mask(average[1:], plan.target, ["x", "d"], 0.9))
     assert torch.equal(first_guide, image)
     assert not torch.equal(second_guide, image)
     assert mask.shape == (1, 32, 48)
-    outside = pipeline.word_mask(image, *PROMPTS, ["c"], ["x", "d"], 0.9, True, "e", settings, generator=seeded())
+    outside = pipeline.word_mask(image, *PROMPTS, **options, outside=True, generator=seeded())
     assert torch.equal(outside, 1 - mask)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import comfy.patcher_extension
 import comfy.samplers
 import torch
+from comfy.conds import CONDCrossAttn
 from comfy.patcher_extension import WrappersMP
 
 from ...pipelines.spl.attention_control import LAYOUT, TARGET, AttentionControl
@@ -180,5 +181,8 @@ def merged(*entries: dict, batch: int) -> dict:
         if not all(key in entry["model_conds"] for entry in entries):
             raise ValueError(f"source and target conditioning differ: only one of them has {key!r}.")
         first, *others = (entry["model_conds"][key].process_cond(batch_size=batch, area=None) for entry in entries)
-        rows[key] = first._copy_with(first.concat(others)) if hasattr(first, "_copy_with") else first
+        # Prompts may be of any two lengths: repeating a shorter one's tokens changes nothing.
+        if not isinstance(first, CONDCrossAttn) and not all(first.can_concat(other) for other in others):
+            raise ValueError(f"source and target conditioning differ in {key!r}: give both the same.")
+        rows[key] = first._copy_with(first.concat(others))
     return {**base, "model_conds": rows}

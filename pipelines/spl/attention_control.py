@@ -49,6 +49,7 @@ class AttentionSettings:
     cross_fraction, self_fraction: part of the steps in which cross- and self-attention are taken over (paper: 0.8).
     layout_branch: take the cross-attention maps from the layout branch, as InfEdit's benchmark does. Without it that
         branch has no influence on the target whatever (SPL's and InfEdit's app run it for nothing), so it is left out.
+        With it, it equals the source until self_fraction, so it matters only where cross_fraction is the larger.
     self_limit: largest number of image tokens in which Prompt-to-Prompt replaces self-attention (authors' code: 32x32).
     word_weights: target word -> factor on its attention while cross-attention is taken over (Prompt-to-Prompt).
     """

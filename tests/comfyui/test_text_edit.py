@@ -315,6 +315,29 @@ def test_structure_guidance_lowers_the_lost_structure(unet):
         assert lost_structure(vae, kept, source) < 0.5 * lost_structure(vae, plain, source)
 
 
+def test_the_stock_sampler_node_runs_it_with_previews(unet):
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+    model, clip = unet
+    latent, sampler = {"samples": latents(2, 4, 8, 8)}, VirtualInversionSampler.execute().result[0]
+    result = SamplerCustomAdvanced.execute(
+        Noise_RandomNoise(SEED), guider_of(model, clip), sampler, sigmas_of(model), latent
+    )  # fmt: skip
+    samples, denoised = (each["samples"] for each in result.result)
+    assert samples.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(samples, denoised, rtol=1e-4, atol=1e-4)
+
+
+def test_conditionings_that_cannot_share_a_call_are_refused(unet):
+    from comfy.conds import CONDConstant
+    from likeness.nodes.hooks.edit_guider import merged
+
+    entries = [{"model_conds": {"frames": CONDConstant(number)}} for number in (1, 2)]
+    with pytest.raises(ValueError, match="source and target conditioning differ in 'frames'"):
+        merged(*entries, batch=1)
+    assert merged(entries[0], entries[0], batch=2)["model_conds"]["frames"].cond == 1
+
+
 def test_conditionings_can_take_the_texts_places(unet):
     model, clip = unet
     latent, encoded = latents(1, 4, 8, 8), [[clip.embedded(TEXTS[1]), {}]]
