@@ -1,5 +1,7 @@
 """Between ComfyUI's tensors (channels last) and the ones of ``pipelines`` (channels first)."""
 
+from contextlib import contextmanager
+
 import comfy.model_management
 import torch
 
@@ -26,3 +28,12 @@ def compute_device(device: torch.device | None = None) -> torch.device:
 def interrupt_check(*_progress) -> None:
     """Raise ComfyUI's interrupt if a person pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@contextmanager
+def named_errors(node: str):
+    """Puts a node's name before errors that surface in another one, such as the sampler's."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{node}: {error}") from error

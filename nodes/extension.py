@@ -6,9 +6,13 @@ from typing_extensions import override
 from .masks import UpsampleMaskToEdges
 from .scores import StructureScore
 from .spl import StructureGuidanceNode, StructureRefine
+from .text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
 
 
 class LikenessExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [StructureGuidanceNode, StructureRefine, UpsampleMaskToEdges, StructureScore]
+        return [
+            StructureGuidanceNode, StructureRefine, EditGuiderNode, VirtualInversionSampler, DdimInversionSampler,
+            UpsampleMaskToEdges, EditMaskFromWords, StructureScore,
+        ]  # fmt: skip

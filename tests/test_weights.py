@@ -65,7 +65,7 @@ def test_a_prompt_that_is_too_long_is_named_once(stock, caplog):
     model = load_base_model(stock[2], parts=("text",))
     with caplog.at_level(logging.WARNING):
         model.encode_prompts(["short", "light " * 40])
-    messages = [record.getMessage() for record in caplog.records if record.name.endswith("base_model")]
+    messages = [record.getMessage() for record in caplog.records if record.name.endswith("weights.prompts")]
     assert len(messages) == 1 and "202 tokens and 77 fit: 'light light" in messages[0]
 
 

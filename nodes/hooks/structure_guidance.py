@@ -6,7 +6,6 @@ to one sampling run and lives in that run's options, so the patched MODEL can be
 
 import logging
 import uuid
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -16,18 +15,9 @@ from comfy.patcher_extension import WrappersMP
 from ...pipelines.images import check_mask, match_batch, match_size, same_aspect
 from ...pipelines.spl.guidance import StructureGuidance
 from ...pipelines.spl.settings import StructureSettings
-from ..convert import compute_device, interrupt_check, to_pipeline
+from ..convert import compute_device, interrupt_check, named_errors, to_pipeline
 
 _KEY = "likeness_structure_guidance"
-
-
-@contextmanager
-def _named_errors():
-    """Puts the node's name before errors that surface in the sampler's node."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"Structure Guidance: {error}") from error
 
 
 class _Latents:
@@ -141,7 +131,7 @@ class _Sampling:
     def __call__(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         options = executor.class_obj.model_options["transformer_options"]
         try:
-            with _named_errors():
+            with named_errors("Structure Guidance"):
                 options[self.key] = guidance = self.hook.begin(noise, sigmas)
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
             if guidance is None:
@@ -175,7 +165,7 @@ class _Prediction:
         latents = _Latents(self.hook.vae, model)
         # Using the VAE marks the models of this run as unused, so that they could be unloaded mid-sampling.
         in_use = comfy.model_management.loaded_models(only_currently_used=True)
-        with _named_errors():
+        with named_errors("Structure Guidance"):
             refined = guidance.refine(
                 x0, sigma, latents.decode, lambda images: latents.encode(images, x0), interrupt_check
             )

@@ -8,6 +8,10 @@ the source itself).
 
 Read in this order: ``settings``, ``losses``, ``oracle`` (the paper's algorithm, plainly), ``optimise``, ``structure``
 and ``structure_cpu`` (closed-form gradient), ``chroma`` (all colour iterations at once), ``guidance``, ``pipeline``.
+
+What is edited *towards* is told by two prompts: ``inversion`` (where the edit starts), ``prompts`` (how their tokens
+correspond), ``attention_control`` (what of the source's attention is kept), ``word_masks`` (where a word is seen),
+``unet_control`` (all of it on a UNet of diffusers), ``edit_pipeline``.
 """
 
 from .losses import color_loss, structure_loss, structure_map

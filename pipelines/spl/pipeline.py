@@ -8,10 +8,11 @@ from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, 
 from ..images import check_image, check_mask
 from .guidance import StructureGuidance
 from .optimise import preserve_structure
+from .pictures import VaePictures
 from .settings import StructureSettings
 
 
-class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
+class StructureGuidedImg2ImgPipeline(VaePictures, DiffusionPipeline):
     """SD1.x / SD2.x image-to-image that keeps the structure of its input (epsilon or v prediction, Euler steps).
 
     The same two uses of the image-space optimiser as the ComfyUI nodes: the late steps of sampling are pulled towards
@@ -69,12 +70,6 @@ class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
         result = self.decode(latent)
         return preserve_structure(result, source, mask, settings) if settings is not None and refine else result
 
-    def _cropped(self, image: torch.Tensor) -> torch.Tensor:
-        """The central part of ``[B, C, H, W]`` whose sides are multiples of the latent's cells."""
-        height, width = (side - side % self.vae_cell for side in image.shape[-2:])
-        top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-        return image[..., top : top + height, left : left + width]
-
     def sample(self, x, sigmas, timesteps, embeddings, guidance_scale, guidance=None, on_step=None) -> torch.Tensor:
         """Euler steps from noise level sigmas[0] (Karras et al. 2022, algorithm 2 without churn).
 
@@ -113,21 +108,6 @@ class StructureGuidedImg2ImgPipeline(DiffusionPipeline):
         total = int(steps / strength)
         self.scheduler.set_timesteps(total, device=self.unet.device)
         return self.scheduler.sigmas[-steps - 1 :].to(self.unet.device), self.scheduler.timesteps[-steps:]
-
-    @property
-    def vae_cell(self) -> int:
-        """Pixels a side that one latent cell stands for."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Images ``[B, 3, H, W]`` in 0..1 to scaled latents, the mode of the posterior as ComfyUI takes it."""
-        posterior = self.vae.encode((image * 2 - 1).to(self.vae.dtype)).latent_dist
-        return posterior.mode().float() * self.vae.config.scaling_factor
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Scaled latents to images ``[B, 3, H, W]`` in 0..1."""
-        image = self.vae.decode((latent / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
-        return ((image.float() + 1) / 2).clamp(0, 1)
 
     def _embed(self, negative: str | list[str], prompt: str | list[str], batch: int):
         def embed(texts):

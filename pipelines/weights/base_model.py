@@ -1,6 +1,5 @@
 """A base model for training or sampling, whole and checked, from a folder or from one file."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +7,10 @@ import torch
 
 from .architectures import architecture_of, family_of
 from .checks import check_weights
+from .prompts import encode_prompts
 
 PARTS = ("unet", "vae", "text")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,42 +41,14 @@ class BaseModel:
         """``"epsilon"`` or ``"v_prediction"``."""
         return self.scheduler.config.prediction_type
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """What the UNet is conditioned on: ``{"prompt": [B, 77, W]}``, for SDXL also ``"pooled": [B, P]``.
 
-        The same as the stock pipelines: the last hidden state (SD1.x, SD2.x), or both encoders' last but one and the
-        second one's pooled output. Words beyond 77 tokens are left out with a warning that names the prompt.
+        The same as the stock pipelines, see ``prompts.encode_prompts``.
         """
         if not self.text_encoders:
             raise ValueError(f'{self.name} was loaded without its text encoders: add "text" to parts.')
-        if isinstance(prompts, str) or not prompts:
-            raise ValueError(f"prompts is {prompts!r}: give a list of at least one text.")
-        if self.family != "sdxl":
-            return {"prompt": self.text_encoders[0](self._tokens(0, prompts)).last_hidden_state}
-        outputs = [
-            encoder(self._tokens(index, prompts), output_hidden_states=True)
-            for index, encoder in enumerate(self.text_encoders)
-        ]
-        return {
-            "prompt": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
-            "pooled": outputs[-1].text_embeds,
-        }
-
-    def _tokens(self, index: int, prompts: list[str]) -> torch.Tensor:
-        tokenizer, encoder = self.tokenizers[index], self.text_encoders[index]
-        length = encoder.config.max_position_embeddings
-        if index == 0:
-            for prompt, ids in zip(prompts, tokenizer(list(prompts), verbose=False).input_ids, strict=True):
-                if len(ids) > length:
-                    logger.warning(
-                        "The end of this prompt is left out, it has %d tokens and %d fit: %r",
-                        len(ids), length, prompt,
-                    )  # fmt: skip
-        tokens = tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )  # fmt: skip
-        return tokens.input_ids.to(encoder.device)
+        return encode_prompts(self.text_encoders, self.tokenizers, prompts)
 
 
 def load_base_model(

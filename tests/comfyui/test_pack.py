@@ -20,7 +20,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "examples_workflows"
-NAMES = ("StructureGuidance", "StructureRefine", "UpsampleMaskToEdges", "StructureScore")
+NAMES = (
+    "StructureGuidance", "StructureRefine", "UpsampleMaskToEdges", "StructureScore",
+    "EditGuider", "VirtualInversionSampler", "DDIMInversionSampler", "EditMask",
+)  # fmt: skip
 NODES = {f"Likeness{name}" for name in NAMES}
 REFINE = json.loads((WORKFLOWS / "structure_refine_api.json").read_text(encoding="utf-8"))
 SAVE = "4"

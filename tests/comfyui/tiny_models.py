@@ -126,3 +126,57 @@ def conditioning(seed: int, pooled: int = 0):
     generator = torch.Generator().manual_seed(seed)
     extra = {"pooled_output": torch.randn(1, pooled, generator=generator), "guidance": 3.5} if pooled else {}
     return [[torch.randn(1, 77, CONTEXT, generator=generator), extra]]
+
+
+def tiny_velocity_unet(seed: int = 0) -> comfy.model_patcher.ModelPatcher:
+    """An SD2.x-type UNet (velocity prediction, linear projections) as a MODEL."""
+    config = TinySD15({**UNET, "use_linear_in_transformer": True})
+    config.set_inference_dtype(torch.float32, None)
+    velocity = comfy.model_base.ModelType.V_PREDICTION
+    return _patcher(comfy.model_base.BaseModel(config, model_type=velocity, device=CPU), seed)
+
+
+def tiny_sdxl(seed: int = 0) -> comfy.model_patcher.ModelPatcher:
+    """An SDXL-type UNet (several transformer blocks a layer, pooled prompt and size embedded) as a MODEL."""
+    config = comfy.supported_models.SDXL({
+        **UNET, "use_linear_in_transformer": True, "transformer_depth": [0, 2], "transformer_depth_middle": 2,
+        "transformer_depth_output": [0, 0, 2, 2], "adm_in_channels": 2816, "num_classes": "sequential",
+    })  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    return _patcher(config.get_model({}, device=CPU), seed)
+
+
+class StandInClip:
+    """ComfyUI's real tokenizers before a table of seeded vectors in place of a text encoder."""
+
+    def __init__(self, width: int, family: str = "sd1", pooled: int = 0):
+        import comfy.sd1_clip
+        import comfy.sdxl_clip
+        import comfy.text_encoders.flux
+        import comfy.text_encoders.sd2_clip
+
+        tokenizers = {
+            "sd1": comfy.sd1_clip.SD1Tokenizer, "sd2": comfy.text_encoders.sd2_clip.SD2Tokenizer,
+            "sdxl": comfy.sdxl_clip.SDXLTokenizer, "flux": comfy.text_encoders.flux.FluxTokenizer,
+        }  # fmt: skip
+        self.tokenizer = tokenizers[family]()
+        self.width, self.pooled = width, 1280 if family == "sdxl" else pooled
+
+    def tokenize(self, text, **options):
+        return self.tokenizer.tokenize_with_weights(text, **options)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        attended = tokens.get("t5xxl") or next(iter(tokens.values()))
+        flat = torch.tensor([token for chunk in attended for token, *_ in chunk])
+        # Neighbours mix, so that the same token differs from place to place as behind a real encoder.
+        vectors = _noise(flat, self.width) + 0.5 * _noise(flat.roll(1) + 17 * torch.arange(len(flat)), self.width)
+        extra = {"pooled_output": _noise(flat[:2].sum()[None], self.pooled)} if self.pooled else {}
+        return [[vectors[None], extra]]
+
+    def embedded(self, text: str) -> torch.Tensor:
+        return self.encode_from_tokens_scheduled(self.tokenize(text))[0][0]
+
+
+def _noise(tokens: torch.Tensor, width: int) -> torch.Tensor:
+    """A seeded vector for every number."""
+    return torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(int(token))) for token in tokens])

@@ -1,0 +1,41 @@
+"""From prompts to what a UNet is conditioned on, as the stock pipelines of SD1.x, SD2.x and SDXL do it."""
+
+import logging
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def encode_prompts(text_encoders: list, tokenizers: list, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """``{"prompt": [B, 77, W]}``, with two text encoders (SDXL) also ``"pooled": [B, P]``.
+
+    The last hidden state of one encoder, or the last but one of both and the second one's pooled output. Words beyond
+    what the encoder reads are left out with a warning that names the prompt.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts is {prompts!r}: give a list of at least one text.")
+    pairs = list(zip(text_encoders, tokenizers, strict=True))
+    if len(pairs) == 1:
+        return {"prompt": text_encoders[0](_tokens(*pairs[0], prompts, warn=True)).last_hidden_state}
+    outputs = [
+        encoder(_tokens(encoder, tokenizer, prompts, warn=index == 0), output_hidden_states=True)
+        for index, (encoder, tokenizer) in enumerate(pairs)
+    ]
+    return {
+        "prompt": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
+        "pooled": outputs[-1].text_embeds,
+    }
+
+
+def _tokens(encoder, tokenizer, prompts: list[str], warn: bool) -> torch.Tensor:
+    length = encoder.config.max_position_embeddings
+    if warn:
+        for prompt, ids in zip(prompts, tokenizer(list(prompts), verbose=False).input_ids, strict=True):
+            if len(ids) > length:
+                logger.warning(
+                    "The end of this prompt is left out, it has %d tokens and %d fit: %r", len(ids), length, prompt
+                )
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return tokens.input_ids.to(encoder.device)
