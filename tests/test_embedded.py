@@ -122,6 +122,8 @@ def test_pairs_and_verification_against_loops():
     cross = {round((vectors[i] @ vectors[j]).item(), 5) for i in range(6) for j in range(6) if labels[i] != labels[j]}
     assert {round(value, 5) for value in different.tolist()} <= cross
     assert verification_accuracy(torch.full((50,), 0.8), torch.full((50,), 0.1)) == 1.0
+    with pytest.raises(ValueError, match="none of 6 people is shown twice"):
+        pair_similarities(vectors, torch.arange(6))
     mixed = verification_accuracy(torch.rand(400, generator=draw), torch.rand(400, generator=draw))
     assert 0.4 < mixed < 0.6
 
@@ -176,8 +178,8 @@ def runs(tmp_path_factory):
     for task in TASKS:
         bases = ["--autoencoder", folder / "autoencoder" / "m", "--clip", folder / "clip" / "m"]
         assert not cli(
-            "train_cli", "train", f"embedded-{task}", "--data", folder / "train", "--held-out", folder / "held", "--output",
-            folder / task, "--name", "m", "--steps", "2", "--batch-size", "4", "--precision", "fp32",
+            "train_cli", "train", f"embedded-{task}", "--data", folder / "train", "--held-out", folder / "held",
+            "--output", folder / task, "--name", "m", "--steps", "2", "--batch-size", "4", "--precision", "fp32",
             *(bases if task == "text-to-image" else []),
         )  # fmt: skip
     return folder
@@ -209,6 +211,7 @@ def test_a_missing_export_is_named(runs, tmp_path):
 
 
 def test_the_same_population_is_no_held_out_set(runs, tmp_path, capsys):
-    arguments = ("--data", runs / "train", "--held-out", runs / "train", "--output", tmp_path / "run", "--precision", "fp32")
+    data, output = runs / "train", tmp_path / "run"
+    arguments = ("--data", data, "--held-out", data, "--output", output, "--precision", "fp32")
     assert cli("train_cli", "check", "embedded-clip", *arguments) == 1
     assert "shows the same people as --data (population 0)" in capsys.readouterr().err

@@ -88,9 +88,11 @@ class TrainFaceEmbedder(PortraitTask):
     def validate(
         self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
     ) -> Validation:
-        count = min(1000 if steps is None else 32, len(self.held_out))
-        vectors = embeddings_of(network.embedder, self.held_out, range(count), check_stop)
-        labels = torch.tensor([self.held_out.truth[index]["label"] for index in range(count)])
+        label_of = [truth["label"] for truth in self.held_out.truth]
+        # By person, so that a few pictures already hold pairs of the same one.
+        chosen = sorted(range(len(label_of)), key=label_of.__getitem__)[: 1000 if steps is None else 32]
+        vectors = embeddings_of(network.embedder, self.held_out, chosen, check_stop)
+        labels = torch.tensor([label_of[index] for index in chosen])
         same, different = pair_similarities(vectors, labels)
         return Validation({}, {"verification": verification_accuracy(same, different)})
 
@@ -117,10 +119,14 @@ def embeddings_of(embedder, portraits: PortraitSet, indices, check_stop: Callabl
 
 
 def pair_similarities(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines of all pairs of the same person, and of as many pairs of different people (the next one of each pair)."""
+    """Cosines of all pairs of the same person, and of as many of different people: the first of each pair and the next
+    stranger after the second. Raises ``ValueError`` where nobody is shown twice.
+    """
     cosines = vectors @ vectors.T
     alike = labels[:, None] == labels[None]
     first, second = torch.ones_like(alike).triu(1).logical_and(alike).nonzero(as_tuple=True)
+    if not len(first):
+        raise ValueError(f"none of {len(labels)} people is shown twice: generate more items than --people.")
     same, different = cosines[first, second], []
     for one, other in zip(first.tolist(), second.tolist(), strict=True):
         stranger = next(
@@ -129,7 +135,7 @@ def pair_similarities(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             if labels[number % len(labels)] != labels[one]
         )
         different.append(cosines[one, stranger])
-    return same, torch.stack(different) if different else same
+    return same, torch.stack(different)
 
 
 def verification_accuracy(same: Tensor, different: Tensor, folds: int = 10) -> float:

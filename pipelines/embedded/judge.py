@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, pad
 
 from ..configuration import option
+from ..faces import align_faces
 from ..portraits import COSTUMES, EXPRESSIONS, LIGHTINGS
 from ..training.task import BatchRandom, Example, Validation
-from .architectures import build, convnext
+from .architectures import FACE_SIZE, build, convnext
 from .components import TRANSFORMERS, plain_config, save_component
+from .face_embedder import FIVE, landmarks_of
 from .portrait_set import DataSettings, PortraitTask, batches
 
-# Where faces are in portraits, whoever it is and however they turn.
-FACE_ROWS, FACE_COLUMNS = slice(16, 104), slice(20, 108)
 ASPECTS = {"expression": EXPRESSIONS, "costume": COSTUMES, "lighting": tuple(LIGHTINGS)}
 
 
@@ -25,25 +25,32 @@ class JudgeSettings(DataSettings):
     """Judge: data and augmentation."""
 
     shift: int = option(8, "portraits are moved by up to so many pixels", minimum=0, maximum=32)
+    jitter: float = option(0.015, "landmarks are moved by about this part of the picture", minimum=0)
     soften: float = option(0.5, "share of portraits that are made as soft as an autoencoder makes them", minimum=0,
                            maximum=1)  # fmt: skip
 
 
 class Judge(nn.Module):
-    """Two networks, one for the whole picture at half its size and one for the face, and a head for each aspect."""
+    """One network for the whole picture at half its size, which also finds the face, and one for the aligned face."""
 
     def __init__(self):
         super().__init__()
         self.whole, self.face = convnext(), convnext()
         width = self.face.config.hidden_sizes[-1]
+        self.landmarks = nn.Linear(width, 2 * len(FIVE))
         self.heads = nn.ModuleDict({aspect: nn.Linear(width, len(names)) for aspect, names in ASPECTS.items()})
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Logits [B, classes] by aspect of pixels [B, 3, 128, 128] in -1..1."""
+    def forward(self, pixels: Tensor, landmarks: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits [B, classes] by aspect, and "landmarks" [B, 5, 2], of pixels [B, 3, H, W] in -1..1.
+
+        landmarks: in parts of the picture's side; where they are None those that it finds itself.
+        """
         whole = self.whole(avg_pool2d(pixels, 2)).pooler_output
-        face = self.face(pixels[:, :, FACE_ROWS, FACE_COLUMNS]).pooler_output
+        found = self.landmarks(whole).float().unflatten(1, (-1, 2)) / 10 + 0.5
+        points = found.detach() if landmarks is None else landmarks
+        face = self.face(align_faces(pixels, points * pixels.shape[-1], FACE_SIZE)).pooler_output
         seen = {"expression": face, "costume": whole, "lighting": whole}
-        return {aspect: head(seen[aspect]).float() for aspect, head in self.heads.items()}
+        return {"landmarks": found} | {aspect: head(seen[aspect]).float() for aspect, head in self.heads.items()}
 
 
 class TrainJudge(PortraitTask):
@@ -58,17 +65,21 @@ class TrainJudge(PortraitTask):
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         picture, truth = self.portraits.picture(example.payload)[None], self.portraits.truth[example.payload]
-        side = self.settings.shift
+        side, size = self.settings.shift, picture.shape[-1]
         top, left = torch.randint(0, 2 * side + 1, (2,), generator=draw).tolist()
         if torch.rand(1, generator=draw) < self.settings.soften:
             picture = avg_pool2d(pad(picture, [1] * 4, mode="replicate"), 3, stride=1)
-        picture = pad(picture, [side] * 4, mode="replicate")[0, :, top : top + 128, left : left + 128]
+        picture = pad(picture, [side] * 4, mode="replicate")[0, :, top : top + size, left : left + size]
         picture = (picture + 0.02 * torch.randn(picture.shape, generator=draw)).clamp(-1, 1)
-        return {"pixels": picture, **{aspect: _number(aspect, truth) for aspect in ASPECTS}}
+        points = (landmarks_of(truth) + torch.tensor([side - left, side - top])) / size
+        near = points + self.settings.jitter * torch.randn(points.shape, generator=draw)
+        labels = {aspect: torch.tensor(ASPECTS[aspect].index(truth[aspect])) for aspect in ASPECTS}
+        return {"pixels": picture, "landmarks": points, "near": near, **labels}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        logits = network(batch["pixels"])
-        return {aspect: cross_entropy(logits[aspect], batch[aspect]) for aspect in ASPECTS}
+        seen = network(batch["pixels"], batch["near"])
+        placed = 10 * (seen["landmarks"] - batch["landmarks"]).abs().mean()
+        return {"landmarks": placed} | {aspect: cross_entropy(seen[aspect], batch[aspect]) for aspect in ASPECTS}
 
     def validate(
         self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
@@ -85,10 +96,6 @@ class TrainJudge(PortraitTask):
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         save_component(folder / "judge", TRANSFORMERS, plain_config(convnext()), weights, facts)
-
-
-def _number(aspect: str, truth: dict) -> Tensor:
-    return torch.tensor(ASPECTS[aspect].index(truth[aspect]))
 
 
 @torch.no_grad()

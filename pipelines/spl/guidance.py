@@ -48,6 +48,7 @@ class StructureGuidance:
         descent fight the VAE's own losses): one picture for all, or as many as are sampled, or the frames of one clip.
     sigmas: the schedule of this run, T+1 falling noise levels.
     mask: region to keep, ``[N, H, W]``, or None for all of it.
+    preserve: what pulls a picture to the reference; has the arguments of ``preserve_structure``.
     refinements: how many were made so far; 0 after a run means that the sampler never came near the guided steps.
     """
 
@@ -58,8 +59,9 @@ class StructureGuidance:
         settings: StructureSettings,
         start: float = 0.8,
         mask: torch.Tensor | None = None,
+        preserve: Callable = preserve_structure,
     ):
-        self.reference, self.settings, self.mask = reference, settings, mask
+        self.reference, self.settings, self.mask, self.preserve = reference, settings, mask, preserve
         self.sigmas = [float(sigma) for sigma in sigmas]
         self.first_step = first_refined_step(len(self.sigmas) - 1, start)
         self.refinements = 0
@@ -90,7 +92,7 @@ class StructureGuidance:
         if step != self._last_step or step == len(self.sigmas) - 2:
             image = _finite(decode(x0), "decoding").clamp(0, 1)
             self._fit_to(image)
-            refined = preserve_structure(image, self.reference, self.mask, self.settings, on_iteration)
+            refined = self.preserve(image, self.reference, self.mask, self.settings, on_iteration)
             self._correction = (_finite(encode(refined), "encoding").to(x0) - x0) * self._region(x0)
             self._last_step = step
             self.refinements += 1
