@@ -1,8 +1,10 @@
 """Measures: python nodes/evaluate_cli.py COMMAND ...
 
+  claims     re-run a paper's claims on the portrait world, where the truth about every edit is known
   embedded   put the embedded models together from the exports of their training, measure them, write their card
 
 examples
+  python nodes/evaluate_cli.py claims spl --people 100 --output results
   python nodes/evaluate_cli.py embedded --autoencoder runs/vae/vae --clip runs/clip/clip --text-to-image runs/unet/unet
     --face-embedder runs/face/face --judge runs/judge/judge --held-out data/held --output models/portrait
   python nodes/evaluate_cli.py embedded --judge runs/judge/judge --held-out data/held --measure models/portrait
@@ -43,7 +45,8 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="{embedded}")
+    commands = parser.add_subparsers(required=True, metavar="{claims,embedded}")
+    _add_claims(commands)
     embedded = commands.add_parser("embedded", help="put together, measure and describe the embedded models")
     embedded.set_defaults(run=run_embedded)
     for name in EXPORTS:
@@ -58,6 +61,55 @@ def _parser() -> argparse.ArgumentParser:
     embedded.add_argument("--guidance-scale", type=float, default=4.0, help="of generated pictures (default: 4)")
     embedded.add_argument("--steps", type=int, default=25, help="sampling steps of generated pictures (default: 25)")
     return parser
+
+
+def _add_claims(commands) -> None:
+    claims = commands.add_parser("claims", help="re-run a paper's claims on the portrait world")
+    claims.set_defaults(run=run_claims)
+    claims.add_argument("method", choices=("spl",))
+    claims.add_argument("--output", type=Path, required=True, help="folder for the report and all scores")
+    claims.add_argument("--models", type=Path, help="folder of the embedded models (default: those of this pack)")
+    claims.add_argument("--people", type=int, default=100, help="how many held-out people (default: 100)")
+    claims.add_argument("--population", type=int, default=2, help="seed of the people (default: 2)")
+    claims.add_argument("--steps", type=int, default=15, help="sampling steps of an edit (default: 15)")
+    claims.add_argument("--batch", type=int, default=20, help="pictures edited at once (default: 20)")
+    claims.add_argument("--readme", action="store_true", help="also put the report into README.md")
+
+
+def run_claims(options: argparse.Namespace) -> int:
+    """The command ``claims``: report.md and scores.json in the output folder."""
+    from likeness.pipelines.embedded.family import SHIPPED, load_family
+    from likeness.pipelines.files import write_json, write_text
+    from likeness.pipelines.spl.claims import ClaimsSettings, claims_report, measure_claims
+    from likeness.pipelines.spl.edit_pipeline import EditSettings
+
+    if options.people < 2:
+        raise ValueError(f"--people is {options.people}: give at least 2, intervals are over people.")
+    settings = ClaimsSettings(
+        options.people, options.population, options.batch, edit=EditSettings(steps=options.steps)
+    )
+    found = measure_claims(
+        load_family(options.models or SHIPPED), settings, lambda done, total: _show("edits", done, total)
+    )
+    report = claims_report(found, settings)
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_text(options.output / "report.md", report + "\n")
+    scores = {row: {name: values.tolist() for name, values in columns.items()} for row, columns in found.items()}
+    write_json(options.output / "scores.json", scores)
+    if options.readme:
+        _into_readme(f"claims:{options.method}", report)
+    print(report)
+    return 0
+
+
+def _into_readme(name: str, text: str) -> None:
+    """Put ``text`` between the marks of this name in README.md."""
+    from likeness.pipelines.files import write_text
+
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    path = pack.ROOT / "README.md"
+    head, rest = path.read_text(encoding="utf-8").split(begin)
+    write_text(path, f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def run_embedded(options: argparse.Namespace) -> int:

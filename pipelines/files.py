@@ -71,11 +71,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_json(path: str | Path, content: dict) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
-    with atomic_file(path) as temporary:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def sha256_of_file(path: str | Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..files import atomic_file, write_json
+from ..files import write_json, write_text
 
 BARS = {
     "autoencoder PSNR (dB)": 28.0, "CLIP finds the caption of 32": 0.70, "face verification": 0.97,
@@ -37,8 +37,7 @@ def write_card(folder: Path, figures: dict[str, float], settings: dict) -> None:
     parts = [HEAD, "## Quality on people never seen in training\n", _figures(figures, settings)]
     parts += ["## How they were made\n"]
     parts += [_component(file) for file in sorted(folder.glob("*/*.safetensors"))]
-    with atomic_file(folder / "README.md") as temporary:
-        temporary.write_text("\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+    write_text(folder / "README.md", "\n".join(parts) + "\n")
 
 
 def _figures(figures: dict[str, float], settings: dict) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import atomic_file
+from ..files import write_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # What CLIP takes for a word: an English ending, letters, one digit, or other signs together.
@@ -48,5 +48,4 @@ def save_vocabulary(folder: Path, vocabulary: dict[str, int], merges: list[str],
         ("merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n"),
         ("tokenizer_config.json", json.dumps(config, indent=2)),
     ):
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / name, text)
