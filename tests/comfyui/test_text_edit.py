@@ -52,80 +52,90 @@ def latents(*shape):
 # ---- Parity
 
 
-def both_hosts(pipeline, in_comfyui, settings: EditSettings, guided: bool, batch: int = 1, size=(128, 128)):
-    """Edited latents of one source, noise and embeddings in both hosts, in the model's latent scale."""
-    patcher, vae = in_comfyui
-    ours = TextEditPipeline(pipeline.vae, None, None, pipeline.unet, DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False))  # fmt: skip
-    clip = StandInClip(CONTEXT)
-    source = photo(*size, batch=batch)
+def schedule_of(patcher, settings: EditSettings):
+    """Timesteps of the training below the top, where ComfyUI adds slightly more noise on purpose, and their sigmas."""
     timesteps = lcm_timesteps(12)[-6:] if settings.backbone == "virtual inversion" else [400, 300, 200, 100, 50, 20]
     sampling = patcher.get_model_object("model_sampling")
-    sigmas = torch.cat([sampling.sigmas[timesteps], torch.zeros(1)])
+    return timesteps, torch.cat([sampling.sigmas[timesteps], torch.zeros(1)])
 
-    attention = settings.attention
+
+def edited_in_comfyui(in_comfyui, settings: EditSettings, guided: bool = False, batch: int = 1, size=(128, 128)):
+    patcher, vae = in_comfyui
+    source, attention = photo(*size, batch=batch), settings.attention
     model = patcher
     if guided:
         model = StructureGuidanceNode.execute(patcher, vae, source, 0.5, 10000.0, True, 25).result[0]
     guider = guider_of(
-        model, clip, source_guidance=settings.source_guidance, target_guidance=settings.target_guidance,
-        attention=attention.method, layout_branch=attention.layout_branch, cross_fraction=attention.cross_fraction,
-        self_fraction=attention.self_fraction,
+        model, StandInClip(CONTEXT), source_guidance=settings.source_guidance,
+        target_guidance=settings.target_guidance, attention=attention.method, layout_branch=attention.layout_branch,
+        cross_fraction=attention.cross_fraction, self_fraction=attention.self_fraction,
         word_weights=", ".join(f"{word}={weight}" for word, weight in attention.word_weights.items()),
     )  # fmt: skip
-    sampler = VirtualInversionSampler.execute(settings.eta) if settings.backbone == "virtual inversion" else (
-        DdimInversionSampler.execute(settings.inversion_iterations))  # fmt: skip
-    in_comfy = run(guider, vae.encode(source), sampler.result[0], sigmas) * pipeline.vae.config.scaling_factor
+    if settings.backbone == "virtual inversion":
+        sampler = VirtualInversionSampler.execute(settings.eta).result[0]
+    else:
+        sampler = DdimInversionSampler.execute(settings.inversion_iterations).result[0]
+    return run(guider, vae.encode(source), sampler, schedule_of(patcher, settings)[1])
 
-    with torch.no_grad():
-        clean = ours.encode(source.movedim(-1, 1))
-        embedded = torch.cat([clip.embedded(text) for text in ("", *TEXTS)])
-        prompts = [read_clip_prompt(clip, text) for text in TEXTS]
-        plan = ours.plan(settings, {"prompt": embedded}, *prompts, tuple(clean.shape[-2:]), timesteps)
-        guidance = None
-        if guided:
-            reference = ours.decode(clean)
-            guidance = StructureGuidance(reference, sigmas.tolist(), StructureSettings(iterations=25), 0.5)
-        start = torch.randn(clean.shape, generator=torch.Generator().manual_seed(SEED))
-        generator = torch.Generator().manual_seed(SEED + 1)
-        noise = torch.stack([start] + [torch.randn(clean.shape, generator=generator) for _ in timesteps[1:]])
-        return in_comfy, ours.edit(clean, plan, settings, guidance, noise=noise)
+
+@torch.no_grad()
+def edited_by_diffusers(pipeline, in_comfyui, settings: EditSettings, guided: bool, batch: int = 1, size=(128, 128)):
+    ours = TextEditPipeline(pipeline.vae, None, None, pipeline.unet, DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False))  # fmt: skip
+    clip, (timesteps, sigmas) = StandInClip(CONTEXT), schedule_of(in_comfyui[0], settings)
+    clean = ours.encode(photo(*size, batch=batch).movedim(-1, 1))
+    embedded = torch.cat([clip.embedded(text) for text in ("", *TEXTS)])
+    prompts = [read_clip_prompt(clip, text) for text in TEXTS]
+    plan = ours.plan(settings, {"prompt": embedded}, *prompts, tuple(clean.shape[-2:]), timesteps)
+    guidance = None
+    if guided:
+        guidance = StructureGuidance(ours.decode(clean), sigmas.tolist(), StructureSettings(iterations=25), 0.5)
+    start = torch.randn(clean.shape, generator=torch.Generator().manual_seed(SEED))
+    # ComfyUI draws the noise of later steps from the seed after.
+    generator = torch.Generator().manual_seed(SEED + 1)
+    noise = torch.stack([start] + [torch.randn(clean.shape, generator=generator) for _ in timesteps[1:]])
+    return ours.edit(clean, plan, settings, guidance, noise=noise)
+
+
+def assert_hosts_agree(pipeline, in_comfyui, *arguments):
+    ours = edited_in_comfyui(in_comfyui, *arguments) * pipeline.vae.config.scaling_factor
+    theirs = edited_by_diffusers(pipeline, in_comfyui, *arguments)
+    assert ours.shape == theirs.shape
+    assert ours.std() > 0.01
+    assert (ours - theirs).abs().max() <= 1e-4 * max(1.0, theirs.abs().max().item())
 
 
 PLAIN = AttentionSettings(cross_fraction=0, self_fraction=0)
 DDIM = {"backbone": "ddim inversion", "inversion_iterations": 2}
 
 
-@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "guided"),
     [
-        EditSettings(attention=PLAIN),
-        EditSettings(),
-        EditSettings(source_guidance=1.5, target_guidance=4.0, eta=0.5, attention=AttentionSettings(
-            layout_branch=True, cross_fraction=0.6, self_fraction=0.4)),
-        EditSettings(target_guidance=1.0, attention=AttentionSettings(self_fraction=0.5)),
-        EditSettings(**DDIM, attention=AttentionSettings("refine", self_limit=1024, word_weights={"dog": 2.0})),
+        (EditSettings(attention=PLAIN), False),
+        (EditSettings(attention=PLAIN), True),
+        (EditSettings(), False),
+        (EditSettings(), True),
+        (EditSettings(source_guidance=1.5, target_guidance=4.0, eta=0.5, attention=AttentionSettings(
+            layout_branch=True, cross_fraction=0.6, self_fraction=0.4)), False),
+        (EditSettings(target_guidance=1.0, attention=AttentionSettings(self_fraction=0.5)), False),
+        (EditSettings(**DDIM, attention=AttentionSettings("refine", word_weights={"dog": 2.0})), True),
     ],
-    ids=["plain", "unified", "layout", "unguided", "prompt to prompt"],
+    ids=["plain", "plain guided", "unified", "unified guided", "layout", "no guidance", "prompt to prompt guided"],
 )  # fmt: skip
 def test_latents_agree_with_the_diffusers_pipeline(pipeline, in_comfyui, settings, guided):
-    ours, theirs = both_hosts(pipeline, in_comfyui, settings, guided)
-    assert ours.std() > 0.01
-    assert (ours - theirs).abs().max() <= 1e-4 * max(1.0, theirs.abs().max().item())
+    assert_hosts_agree(pipeline, in_comfyui, settings, guided)
 
 
 def test_latents_agree_for_a_batch_that_is_not_square(pipeline, in_comfyui):
-    ours, theirs = both_hosts(pipeline, in_comfyui, EditSettings(), True, batch=2, size=(96, 160))
-    assert ours.shape == (2, 4, 12, 20)
-    assert (ours - theirs).abs().max() <= 1e-4 * max(1.0, theirs.abs().max().item())
+    assert_hosts_agree(pipeline, in_comfyui, EditSettings(), True, 2, (64, 96))
 
 
-def test_every_setting_of_the_parity_test_acts(pipeline, in_comfyui):
+def test_every_setting_of_the_parity_test_acts(in_comfyui):
     early_only = AttentionSettings(self_fraction=0.4)
-    results = [both_hosts(pipeline, in_comfyui, settings, guided)[0] for settings, guided in (
-        (EditSettings(attention=PLAIN), False), (EditSettings(attention=early_only), False),
-        (EditSettings(attention=replace(early_only, layout_branch=True)), False), (EditSettings(), True))]  # fmt: skip
+    results = [edited_in_comfyui(in_comfyui, EditSettings(attention=attention), guided, size=(64, 64))
+               for attention, guided in ((PLAIN, False), (early_only, False), (AttentionSettings(), True),
+                                         (replace(early_only, layout_branch=True), False))]  # fmt: skip
     for i, one in enumerate(results):
         for other in results[i + 1 :]:
             assert (one - other).abs().max() > 1e-3
