@@ -25,7 +25,9 @@ class FaceEmbedderSettings(DataSettings):
     """Face embedder: data and margin."""
 
     margin: float = option(0.3, "angle added between a face and its own class, in radians", minimum=0, maximum=1)
-    scale: float = option(24.0, "factor on the cosines", minimum=1)
+    margin_warmup: int = option(600, "steps in which the margin grows from 0: from scratch, a full one teaches nothing",
+                                minimum=0)  # fmt: skip
+    scale: float = option(16.0, "factor on the cosines", minimum=1)
     jitter: float = option(0.02, "landmarks are moved by about this part of the picture", minimum=0)
 
 
@@ -82,7 +84,8 @@ class TrainFaceEmbedder(PortraitTask):
         return {"face": face, "label": torch.tensor(self.classes[truth["label"]])}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        cosines = with_margin(network(batch["face"]), batch["label"], self.settings.margin)
+        grown = min(1.0, random.step / max(self.settings.margin_warmup, 1))
+        cosines = with_margin(network(batch["face"]), batch["label"], grown * self.settings.margin)
         return {"arcface": cross_entropy(self.settings.scale * cosines, batch["label"])}
 
     def validate(

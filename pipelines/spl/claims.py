@@ -17,6 +17,7 @@ from ..filters import box_mean
 from ..portraits import LIGHTINGS, Costume, Expression, Person, edited, lit, render, sample_person
 from ..randomness import generator
 from .edit_pipeline import EditSettings, TextEditPipeline
+from .embedded import pipeline_of
 from .guidance import StructureGuidance, first_refined_step
 from .losses import intensity, local_linear_error
 from .optimise import preserve_structure
@@ -97,8 +98,7 @@ def measure_claims(
     family: EmbeddedFamily, settings: ClaimsSettings, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, dict[str, Tensor]]:
     """Scores by row and column, each [people, edits]. ``progress(done, total)`` may raise to stop."""
-    base = family.base
-    pipeline = TextEditPipeline(base.vae, base.text_encoders[0], base.tokenizers[0], base.unet, base.scheduler)
+    pipeline = pipeline_of(family)
     found: dict[str, dict[str, list[Tensor]]] = {row.name: {name: [] for name in COLUMNS} for row in ROWS}
     total, done = settings.people * len(EDITS) * len(ROWS), 0
     for start in range(0, settings.people, settings.batch):

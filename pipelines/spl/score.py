@@ -32,8 +32,9 @@ class StructureScores:
         rows = list(zip(names or map(str, range(1, len(columns) + 1)), columns, strict=True))
         if names is None and len(rows) > 1:
             rows.append(("mean", columns.mean(dim=0)))
-        lines = [f"{'picture':>7} {'SPL x100':>9} {'SSIM':>7} {'GMSD':>7} {'FSIM':>7}"]
-        lines += [f"{name:>7} {row[0]:9.4f} {row[1]:7.4f} {row[2]:7.4f} {row[3]:7.4f}" for name, row in rows]
+        width = max(len("picture"), *(len(name) for name, _ in rows))
+        lines = [f"{'picture':>{width}} {'SPL x100':>9} {'SSIM':>7} {'GMSD':>7} {'FSIM':>7}"]
+        lines += [f"{name:>{width}} {row[0]:9.4f} {row[1]:7.4f} {row[2]:7.4f} {row[3]:7.4f}" for name, row in rows]
         return "\n".join(lines)
 
 
