@@ -16,7 +16,6 @@ exit codes
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -31,11 +30,8 @@ def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
     options = _parser().parse_args(arguments)
     environment.ensure_environment(MODULES)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    pack.quiet_libraries()
     pack.load_pack()
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     try:
         return options.run(options)
     except (ValueError, OSError, ImportError) as error:

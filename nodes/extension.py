@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from .masks import UpsampleMaskToEdges
+from .models import LoadEmbeddedPortraitModel
 from .scores import StructureScore
 from .spl import StructureGuidanceNode, StructureRefine
 from .text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
@@ -14,5 +15,5 @@ class LikenessExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             StructureGuidanceNode, StructureRefine, EditGuiderNode, VirtualInversionSampler, DdimInversionSampler,
-            UpsampleMaskToEdges, EditMaskFromWords, StructureScore,
+            UpsampleMaskToEdges, EditMaskFromWords, StructureScore, LoadEmbeddedPortraitModel,
         ]  # fmt: skip

@@ -5,6 +5,7 @@ only, so that a script can import it first.
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -22,3 +23,11 @@ def load_pack():
         sys.modules[ALIAS] = module
         spec.loader.exec_module(module)
     return sys.modules[ALIAS]
+
+
+def quiet_libraries() -> None:
+    """Keep transformers from telling of optional packages and from showing bars where a script shows its own."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -11,7 +11,6 @@ otherwise our own pipeline. Needs nothing but a Python: the first start makes .v
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -55,8 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     environment.ensure_environment(MODULES)
-    # Libraries tell of every optional package that is missing, once a process.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    pack.quiet_libraries()
     pack.load_pack()
     try:
         {"edit": run_edits, "refine": run_refine}[options.job](options)

@@ -24,7 +24,6 @@ command that cannot be understood.
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -53,22 +52,14 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments[1:] else 2
     options, rest = _front_parser().parse_known_args(arguments)
     environment.ensure_environment(MODULES)
-    # transformers tells of every optional package that is missing, once a process.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    pack.quiet_libraries()
     pack.load_pack()
-    _silence_progress_of_loading()
     commands = {"train": run_task, "check": run_task, "list-tasks": list_tasks, "export": export}
     try:
         return commands[options.command](options, rest)
     except _expected_errors() as error:
         print(f"train_cli: {error}", file=sys.stderr)
         return 1
-
-
-def _silence_progress_of_loading() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def _front_parser() -> argparse.ArgumentParser:

@@ -22,11 +22,23 @@ def quickstart(*arguments, home):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, timeout=300)
 
 
-def test_default_portrait(tmp_path):
+def test_a_portrait_is_edited_by_text_with_and_without_structure_preservation(tmp_path):
     done = quickstart(home=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "No ComfyUI found" in done.stdout
-    assert "our own pipeline" in done.stdout
+    assert "No ComfyUI found" in done.stdout and "our own pipeline" in done.stdout
+    output = tmp_path / "output"
+    portrait = load_image(output / "portrait.png")
+    for name in ("red_and_blue_light", "golden_hour", "laughing"):
+        plain, kept = (load_image(output / f"{name}{ending}.png") for ending in ("", "_structure"))
+        assert structure_loss(kept, portrait) < 0.3 * structure_loss(plain, portrait)
+        assert (kept - portrait).abs().mean() > 0.01  # it is an edit, not the portrait again
+    assert load_image(output / "comparison.png").shape == (1, 3, 256, 512)
+    assert (output / "scores.txt").read_text() in done.stdout
+
+
+def test_the_default_photo_is_refined(tmp_path):
+    done = quickstart("--job", "refine", home=tmp_path)
+    assert done.returncode == 0, done.stderr
     output = tmp_path / "output"
     photo, edit, refined = (load_image(output / f"{name}.png") for name in ("photo", "edit", "refined"))
     assert photo.shape == (1, 3, 512, 512)

@@ -14,6 +14,7 @@ import torch
 from comfyui_server import ComfyRunError
 from likeness.pipelines.images import from_uint8, load_image, save_image, to_uint8
 from likeness.pipelines.spl import StructureSettings, preserve_structure
+from likeness.pipelines.spl import structure_loss
 from likeness.pipelines.spl.damage import lossy_edit
 from likeness.pipelines.spl.score import score_structure
 from PIL import Image
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "examples_workflows"
 NAMES = (
     "StructureGuidance", "StructureRefine", "UpsampleMaskToEdges", "StructureScore",
-    "EditGuider", "VirtualInversionSampler", "DDIMInversionSampler", "EditMask",
+    "EditGuider", "VirtualInversionSampler", "DDIMInversionSampler", "EditMask", "LoadEmbeddedPortraitModel",
 )  # fmt: skip
 NODES = {f"Likeness{name}" for name in NAMES}
 REFINE = json.loads((WORKFLOWS / "structure_refine_api.json").read_text(encoding="utf-8"))
@@ -141,17 +142,26 @@ def test_bad_input_is_a_message_that_names_the_node(server, pictures, inputs, me
     assert error.value.node == "3"
 
 
-def quickstart(folder, *arguments):
+def quickstart(folder, *arguments) -> str:
     command = [sys.executable, str(ROOT / "nodes" / "quickstart.py"), "--output", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ.copy())
     assert done.returncode == 0, done.stderr
-    return done.stdout, load_image(folder / "refined.png")
+    return done.stdout
+
+
+def test_quickstart_edits_by_text_in_comfyui(comfyui_dir, tmp_path):
+    said = quickstart(tmp_path, "--host", "comfyui", "--text", "a portrait of a calm person at golden hour")
+    assert f"in the ComfyUI at {comfyui_dir}" in said
+    portrait, plain, kept = (load_image(tmp_path / f"{name}.png") for name in ("portrait", "edit", "edit_structure"))
+    assert (plain - portrait).abs().mean() > 0.01 and (kept - portrait).abs().mean() > 0.01
+    assert structure_loss(kept, portrait) < 0.3 * structure_loss(plain, portrait)
 
 
 def test_quickstart_gives_the_same_picture_in_comfyui_and_alone(comfyui_dir, tmp_path):
-    said, in_comfyui = quickstart(tmp_path / "comfyui", "--host", "comfyui")
+    said = quickstart(tmp_path / "comfyui", "--job", "refine", "--host", "comfyui")
     assert f"in the ComfyUI at {comfyui_dir}" in said
-    said, alone = quickstart(tmp_path / "alone", "--host", "pipeline")
+    said = quickstart(tmp_path / "alone", "--job", "refine", "--host", "pipeline")
     assert "our own pipeline" in said
+    in_comfyui, alone = (load_image(tmp_path / host / "refined.png") for host in ("comfyui", "alone"))
     assert (in_comfyui - alone).abs().max() <= 1.01 / 255
     assert torch.equal(load_image(tmp_path / "comfyui" / "edit.png"), load_image(tmp_path / "alone" / "edit.png"))
