@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from . import face_paint
 from . import surface as surfaces
+from .arrays import Array, array, clip, filled, matmul, put, rows_of, space, take, unit
 from .iuv import chart
-from .raycast import MISS, Caster, rows_of, take, unit
+from .raycast import MISS, Caster
 from .scene import Scene
 from .shadows import Occluders
 from .shapes import Group
@@ -29,12 +30,17 @@ COUNT = 18
 class Piece:
     """One group of those scenes of a batch that have it (``scenes``: [S]), with what its material needs."""
 
-    scenes: torch.Tensor
+    scenes: np.ndarray
     caster: Caster
-    colors: torch.Tensor
-    texture: dict[str, torch.Tensor]
+    colors: Array
+    texture: dict[str, Array]
     person: int
-    group: Group
+    groups: list[Group]
+
+    @property
+    def group(self) -> Group:
+        """One of the groups, for what they have in common."""
+        return self.groups[0]
 
 
 class World:
@@ -51,7 +57,7 @@ class World:
                 groups, bones = person_groups(person, place)
                 self.skeletons[-1].append(bones)
                 for group in groups:
-                    if not scene.camera.sees(*group.bounds(), aspect):
+                    if not scene.camera.sees(*group.box, aspect):
                         continue
                     inside[number].append(group)
                     # Only groups that are painted alike can share a piece; a batch may mix costumes and hair.
@@ -72,56 +78,56 @@ class World:
         self.pieces = [_piece(groups, key[0], device) for key, groups in front]
         self.occluders = Occluders(inside, device)
 
-    def trace(self, x: torch.Tensor, y: torch.Tensor, tolerance: float) -> torch.Tensor:
+    def trace(self, x: Array, y: Array, tolerance: float) -> Array:
         """What rays through world positions ``x``, ``y`` [B, R] meet first: [B, COUNT, R], see ``CHANNELS``."""
-        found = torch.zeros(x.shape[0], COUNT, x.shape[1], device=self.device)
+        found = filled((x.shape[0], COUNT, x.shape[1]), 0, self.device)
         found[:, CHANNELS["depth"]] = MISS
         for number, piece in enumerate(self.pieces):
-            self._trace_piece(found, piece, number, x, y, tolerance)
+            mine = found if len(piece.scenes) == len(self.scenes) else found[piece.scenes]
+            self._trace_piece(mine, piece, number, x[piece.scenes], y[piece.scenes], tolerance)
+            if mine is not found:
+                found[piece.scenes] = mine
         return found
 
     def _trace_piece(self, found, piece, number, x, y, tolerance):
-        rows = piece.scenes[:, None]
-        depth = found[piece.scenes, -1]
-        hits = piece.caster.cast(x[piece.scenes], y[piece.scenes], depth, tolerance)
+        hits = piece.caster.cast(x, y, found[:, -1], tolerance)
         if hits is None:
             return
-        nearer = hits.hit & (hits.depth > take(depth, hits.index))
+        nearer = hits.hit & (hits.depth > take(found[:, -1], hits.index))
         keep = rows_of(nearer)
         if not keep.shape[1]:
             return
-        index, nearer, point = take(hits.index, keep), take(nearer, keep), take(hits.point, keep)
-        new = self._describe(piece, number, point, take(hits.sample.gradient, keep), take(hits.sample.weights, keep))
-        new.append(take(hits.depth, keep)[:, None])
-        seen = torch.where(nearer[:, None], torch.cat(new, 1), found[rows, :, index].transpose(1, 2))
-        found[rows, :, index] = seen.transpose(1, 2)
+        index, nearer, point, depth, gradient, weights = (
+            take(values, keep)
+            for values in (hits.index, nearer, hits.point, hits.depth, hits.sample.gradient, hits.sample.weights)
+        )
+        new = self._describe(piece, number, point, gradient, weights) + [depth[:, None]]
+        xp = space(x)
+        put(found, index, xp.where(nearer[:, None], xp.concatenate(new, 1), take(found, index)))
 
-    def _describe(self, piece, number, point, gradient, weights) -> list[torch.Tensor]:
+    def _describe(self, piece, number, point, gradient, weights) -> list[Array]:
         """All channels but the depth."""
-        normal = unit(gradient)
-        albedo = torch.bmm(piece.colors, weights)
-        made = MATERIALS[piece.group.material](point, normal, albedo, piece.group.part, piece.texture)
-        facts = point.new_tensor([float(piece.person + 1), float(piece.group.costume), float(number + 1)])
-        constants = facts[None, :, None].expand(len(point), 3, point.shape[2])
+        albedo = matmul(piece.colors, weights)
+        made = MATERIALS[piece.group.material](point, unit(gradient), albedo, piece.group.part, piece.texture)
+        facts = [piece.person + 1, piece.group.costume, number + 1]
+        facts = [filled((len(point), 1, point.shape[2]), float(fact), self.device) for fact in facts]
         return [
-            made.albedo.clamp(0, 1), piece.caster.normal_to_world(made.normal), made.reflect,
-            chart(piece.group.iuv, point), made.part[:, None].float(), constants,
+            clip(made.albedo, 0, 1), piece.caster.normal_to_world(made.normal), made.reflect,
+            chart(piece.group.iuv, point), made.part[:, None], *facts,
         ]  # fmt: skip
 
 
 def _foremost(members: dict[int, Group]) -> float:
-    return max(group.bounds()[1][2] for group in members.values())
+    return max(group.box[1][2] for group in members.values())
 
 
 def _piece(members: dict[int, Group], person: int, device) -> Piece:
     groups = list(members.values())
     count = max(len(group.shapes) for group in groups)
     colors = [[shape.color for shape in group.shapes] for group in groups]
-    colors = [row + [(0.0, 0.0, 0.0)] * (count - len(row)) for row in colors]
+    colors = array([row + [(0.0, 0.0, 0.0)] * (count - len(row)) for row in colors], device).swapaxes(1, 2)
     texture = {}
     for key in groups[0].texture:
-        values = torch.tensor([group.texture[key] for group in groups], dtype=torch.float32, device=device)
+        values = array([group.texture[key] for group in groups], device)
         texture[key] = values[:, None] if values.ndim == 1 else values[..., None]
-    colors = torch.tensor(colors, dtype=torch.float32, device=device).transpose(1, 2)
-    scenes = torch.tensor(list(members), device=device)
-    return Piece(scenes, Caster(groups, device), colors, texture, person, groups[0])
+    return Piece(np.array(list(members)), Caster(groups, device), colors, texture, person, groups)

@@ -6,6 +6,7 @@ one small piece of algebra serves eyes, noses, hair and arms alike.
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -93,8 +94,9 @@ class Group:
     mirrored: bool = False
     shadow: int = 4
 
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest corner [3] of a box around the group in the world, with room for relief and blending."""
+    @cached_property
+    def box(self) -> np.ndarray:
+        """Lowest and highest corner [2, 3] of a box around the group in the world, with room for blending."""
         inverse = np.linalg.inv(np.stack([shape.matrix for shape in self.shapes]))
         sweep = np.array([shape.sweep for shape in self.shapes])
         centers = -np.einsum("pij,pj->pi", inverse, np.stack([shape.offset for shape in self.shapes]))
@@ -103,4 +105,4 @@ class Group:
             centers, halves = np.concatenate([centers, centers * (-1, 1, 1)]), np.concatenate([halves, halves])
         centers, halves = centers @ self.bone.turn.T + self.bone.origin, halves @ np.abs(self.bone.turn).T
         room = self.melt
-        return (centers - halves).min(0) - room, (centers + halves).max(0) + room
+        return np.stack([(centers - halves).min(0) - room, (centers + halves).max(0) + room])
