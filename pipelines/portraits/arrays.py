@@ -139,7 +139,7 @@ def put(values: Array, index: Array, new: Array) -> None:
 
 def unit(vectors: Array) -> Array:
     """Vectors [B, 3, K] at length 1."""
-    return vectors / clip((vectors * vectors).sum(1), 1e-12)[:, None] ** 0.5
+    return vectors / space(vectors).sqrt(clip((vectors * vectors).sum(1), 1e-12))[:, None]
 
 
 def matmul(one: Array, other: Array) -> Array:
@@ -159,8 +159,7 @@ def matmul(one: Array, other: Array) -> Array:
     return made
 
 
-def cross(one: Array, other: Array, axis: int) -> Array:
-    """The vectors that stand on both."""
-    if isinstance(one, np.ndarray):
-        return np.cross(one, other, axis=axis).astype(np.float32)
-    return torch.linalg.cross(one, other, dim=axis)
+def cross(one: Array, other: Array) -> Array:
+    """The vectors [..., 3] that stand on both."""
+    (a, b, c), (x, y, z) = ([vectors[..., axis] for axis in range(3)] for vectors in (one, other))
+    return space(one).stack([b * z - c * y, c * x - a * z, a * y - b * x], -1)

@@ -9,21 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array, array, as_float, clip, lerp, matmul, soft_maximum, space
-from .shapes import Group, Shape
+from .shapes import Group, Shape, Stack
 
-FAR = 1e4  # where the filler shapes of a batch are
+FAR = 1e3  # where the filler shapes of a batch are
+FILLER = Shape(np.eye(3), np.full(3, FAR), 0.0, (0, 0, 0))
 FAINT = -60.0  # exponents below are as good as 0; the numbers that follow are slow denormal ones
 
 
 @dataclass
 class ShapeSet:
-    """Shapes of B scenes: matrix [B, P, 3, 3], offset [B, P, 3], sweep [B, P, 1], slope [B, P, 3, 1]."""
+    """Shapes of B scenes: matrix [B, P, 3, 3], offset [B, P, 3], sweep [B, P, 1], slope [B, P, 3, 1].
+
+    ``exact_matrix`` and ``exact_offset`` are the same with numpy and in double precision, to compute more from.
+    """
 
     matrix: Array
     offset: Array
     sweep: Array
     slope: Array
     swept: bool
+    exact_matrix: np.ndarray
+    exact_offset: np.ndarray
 
     @staticmethod
     def of(scenes: list[list[Shape]], device) -> "ShapeSet | None":
@@ -31,13 +37,11 @@ class ShapeSet:
         count = max(len(shapes) for shapes in scenes)
         if not count:
             return None
-        filler = Shape(np.eye(3), np.full(3, FAR), 0.0, (0, 0, 0))
-        scenes = [shapes + [filler] * (count - len(shapes)) for shapes in scenes]
-        matrix = np.array([[shape.matrix for shape in shapes] for shapes in scenes], dtype=np.float32)
-        offset = np.array([[shape.offset for shape in shapes] for shapes in scenes], dtype=np.float32)
-        sweep = np.array([[[shape.sweep] for shape in shapes] for shapes in scenes], dtype=np.float32)
-        slope = (matrix**2).sum(-1, keepdims=True)
-        return ShapeSet(*(array(values, device) for values in (matrix, offset, sweep, slope)), swept=bool(sweep.any()))
+        stack = Stack.of([shape for shapes in scenes for shape in shapes + [FILLER] * (count - len(shapes))])
+        matrix, offset = stack.matrix.reshape(-1, count, 3, 3), stack.offset.reshape(-1, count, 3)
+        sweep, slope = stack.sweep.reshape(-1, count, 1), (matrix**2).sum(-1, keepdims=True)
+        numbers = (array(values, device) for values in (matrix, offset, sweep, slope))
+        return ShapeSet(*numbers, bool(sweep.any()), matrix, offset)
 
     def inside(self, points: Array) -> Array:
         """Points in the unit space of every shape, measured from the swept axis: [B, P, 3, R]."""

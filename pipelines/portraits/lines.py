@@ -8,19 +8,22 @@ product of matrices gives them for all shapes and rays, and every further step o
 import numpy as np
 
 from .arrays import Array, array, clip, lerp, matmul, soft_maximum, space
-from .fields import FAINT
-from .shapes import Group, Shape
+from .fields import FAINT, GroupField, ShapeSet
 
 END = 2e3  # where rays go that have nothing more to meet
 MIRROR = np.diag([-1.0, 1.0, 1.0])
-FILLER = Shape(np.eye(3), np.array([1e3, 0, 0]), 0.0, (0, 0, 0))
 FIRST, SECOND, OFTEN = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2), (1, 2, 2, 1, 2, 1)  # products of 1, x and y
 
 
 def features(x: Array, y: Array) -> Array:
     """What a quadratic in x and y is a sum of: [B, 6, R]."""
-    xp = space(x)
-    return xp.stack([xp.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    made = space(x).concatenate([x[:, None]] * 6, 1)
+    made[:, 0] = 1
+    made[:, 2] = y
+    made[:, 3] *= x
+    made[:, 4] *= y
+    made[:, 5] = y * y
+    return made
 
 
 class Quadratics:
@@ -31,19 +34,13 @@ class Quadratics:
     fixed: [B, S, F, P, 1], coefficients that all rays share: the 2nd of both squares, the speed along the swept axis.
     """
 
-    def __init__(self, scenes: list[list[Shape]], frames, mirrored: bool, device):
-        self.count = max(len(shapes) for shapes in scenes)
-        self.swept = any(shape.sweep for shapes in scenes for shape in shapes)
-        scenes = [shapes + [FILLER] * (self.count - len(shapes)) for shapes in scenes]
-        matrix = np.array([[shape.matrix for shape in shapes] for shapes in scenes])
-        offset = np.array([[shape.offset for shape in shapes] for shapes in scenes])
-        sides = [matrix, matrix @ MIRROR] if mirrored else [matrix]
-        made = [_coefficients(side, offset, *frames, self.swept) for side in sides]
+    def __init__(self, shapes: ShapeSet, frames, mirrored: bool, device):
+        self.count, self.swept, self.sweep = shapes.offset.shape[1], shapes.swept, shapes.sweep
+        sides = [shapes.exact_matrix, shapes.exact_matrix @ MIRROR] if mirrored else [shapes.exact_matrix]
+        made = [_coefficients(side, shapes.exact_offset, *frames, self.swept) for side in sides]
         self.rows = array(np.stack([rows for rows, _ in made], 1), device)
         self.fixed = array(np.stack([fixed for _, fixed in made], 1), device)
-        self.sweep = array([[[shape.sweep] for shape in shapes] for shapes in scenes], device)
-        slope = (matrix**2).sum(-1)
-        self.swept_slope, self.reach = array(slope[:, :, 1:2], device), array(slope.max(2)[..., None] ** 0.5, device)
+        self.swept_slope, self.reach = shapes.slope[:, :, 1], space(shapes.slope).amax(shapes.slope, 2) ** 0.5
 
     def along(self, seen: Array, side: int | Array = 0) -> "Curves":
         """The curves of rays with features ``seen`` [B, 6, K], on one side or each on its own: ``side`` [B, K]."""
@@ -160,42 +157,38 @@ def _entry(length, middle, rest):
 class GroupLines:
     """One group of B scenes for rays; ``frames``: turn [B, 3, 3] and origin [B, 3] of its bones."""
 
-    def __init__(self, groups: list[Group], frames, heights: Array | None, device):
-        first = groups[0]
-        self.melt, self.carve_melt, self.heights = first.melt, first.carve_melt, heights
-
-        def quadratics(scenes):
-            return Quadratics(scenes, frames, first.mirrored, device) if any(scenes) else None
-
-        self.shapes = quadratics([group.shapes for group in groups])
-        self.bumps = quadratics([[shape for shape, _ in group.bumps] for group in groups])
-        self.carves = quadratics([group.carves for group in groups])
+    def __init__(self, field: GroupField, frames, device):
+        self.field = field
+        self.shapes, self.bumps, self.carves = (
+            None if shapes is None else Quadratics(shapes, frames, field.mirrored, device)
+            for shapes in (field.shapes, field.bumps, field.carves)
+        )
 
     def along(self, seen: Array, side: int | Array, relief: bool) -> "GroupCurves":
         """The group's field along rays, as ``Quadratics.along``; ``relief`` False leaves the bumps out."""
         sets = (self.shapes, self.bumps if relief else None, self.carves)
-        return GroupCurves(self, *(None if one is None else one.along(seen, side) for one in sets))
+        return GroupCurves(self.field, *(None if one is None else one.along(seen, side) for one in sets))
 
 
 class GroupCurves:
     """The field of one group along K rays, as functions of how far they have gone."""
 
-    def __init__(self, group: GroupLines, shapes: Curves, bumps: Curves | None, carves: Curves | None):
-        self.group, self.shapes, self.bumps, self.carves = group, shapes, bumps, carves
+    def __init__(self, field: GroupField, shapes: Curves, bumps: Curves | None, carves: Curves | None):
+        self.field, self.shapes, self.bumps, self.carves = field, shapes, bumps, carves
 
     def union(self, gone: Array) -> Array:
         """Signed distance [B, K] to the shapes alone."""
         xp, distance = space(gone), self.shapes.distances(gone)
         if distance.shape[1] == 1:
             return distance[:, 0]
-        distance /= -self.group.melt
-        return xp.log(xp.exp(clip(distance, FAINT)).sum(1)) * -self.group.melt
+        distance /= -self.field.melt
+        return xp.log(xp.exp(clip(distance, FAINT)).sum(1)) * -self.field.melt
 
     def value(self, gone: Array) -> Array:
         """Signed distance [B, K] with reliefs and cut-outs."""
         xp, value = space(gone), self.union(gone)
         if self.bumps is not None:
-            value = value - (xp.exp(clip(-self.bumps.squares(gone), FAINT)) * self.group.heights).sum(1)
+            value = value - (xp.exp(clip(-self.bumps.squares(gone), FAINT)) * self.field.heights).sum(1)
         if self.carves is not None:
-            value = soft_maximum(value, -xp.amin(self.carves.distances(gone), 1), self.group.carve_melt)
+            value = soft_maximum(value, -xp.amin(self.carves.distances(gone), 1), self.field.carve_melt)
         return value

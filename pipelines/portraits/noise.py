@@ -23,11 +23,17 @@ def _table(device: torch.device | None) -> Array:
     return array([_hash(index + 1) / 2**32 for index in range(1 << TABLE_BITS)], device)
 
 
+@functools.lru_cache(maxsize=16)
+def _step(prime: int, device: torch.device | None) -> Array:
+    """From a cell's lower corner to its upper one."""
+    return array([0, prime], device, np.int32)
+
+
 def _look_up(key: Array) -> Array:
     key ^= key >> 13
     key &= (1 << TABLE_BITS) - 1
     table = _table(device_of(key))
-    return table.take(key) if isinstance(key, np.ndarray) else table[key.long()]
+    return table.take(key, mode="clip") if isinstance(key, np.ndarray) else table[key.long()]
 
 
 def noise(*coordinates: Array) -> Array:
@@ -38,8 +44,7 @@ def noise(*coordinates: Array) -> Array:
         cell = xp.floor(coordinate)
         part = coordinate - cell
         blends.append(part * part * (3 - 2 * part))
-        low = as_int(cell) * prime
-        sides = xp.stack([low, low + prime])
+        sides = as_int(cell) * prime + _step(prime, device_of(cell))[(...,) + (None,) * cell.ndim]
         # One axis of two for every coordinate, so that all corners of a cell are looked up at once.
         keys = sides if keys is None else keys[(slice(None),) * (len(blends) - 1) + (None,)] ^ sides
     values = _look_up(keys)

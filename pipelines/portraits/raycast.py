@@ -10,7 +10,7 @@ import numpy as np
 from .arrays import Array, array, as_float, clip, matmul, rows_of, space, take, unit
 from .fields import GroupField, Sample
 from .lines import END, GroupLines, features
-from .shapes import Group
+from .shapes import Group, boxes
 
 MISS = -1e3  # depth of a ray that hits nothing
 EXACT_MELT = 0.02
@@ -30,19 +30,29 @@ class Hits:
     point: Array
     sample: Sample
 
+    def joined(self, other: "Hits") -> "Hits":
+        """These hits and the others."""
+        sample = Sample(*(_beside(self.sample, other.sample, name) for name in ("value", "gradient", "weights")))
+        return Hits(*(_beside(self, other, name) for name in ("index", "hit", "depth", "point")), sample)
+
+
+def _beside(one, other, name):
+    values = [getattr(one, name), getattr(other, name)]
+    return space(values[0]).concatenate(values, -1)
+
 
 class Caster:
-    """One group of S scenes, ready for rays: field, bones and boxes to cull by."""
+    """One group of S scenes, ready for rays: field, bones and boxes [S, 2, 3] to cull by."""
 
-    def __init__(self, groups: list[Group], device):
+    def __init__(self, groups: list[Group], device, corners: np.ndarray | None = None):
         self.field = GroupField(groups, device)
         turn = np.stack([group.bone.turn for group in groups])
         origin = np.stack([group.bone.origin for group in groups])
-        boxes = np.array([group.box for group in groups])
-        middle = boxes.mean(1) * (1, 1, 0)  # what is near 0 is exact in quadratics
-        self.lines = GroupLines(groups, (turn, origin - middle), self.field.heights, device)
+        corners = boxes(groups) if corners is None else corners
+        middle = corners.mean(1) * (1, 1, 0)  # what is near 0 is exact in quadratics
+        self.lines = GroupLines(self.field, (turn, origin - middle), device)
         self.turn, self.origin = array(turn, device), array(origin[..., None], device)
-        self.low, self.high, self.middle = (array(part, device) for part in (boxes[:, 0], boxes[:, 1], middle))
+        self.low, self.high, self.middle = (array(part, device) for part in (corners[:, 0], corners[:, 1], middle))
         highest = max([height for group in groups for _, height in group.bumps], default=0.0)
         # Shapes that hardly blend need no walk: where a ray enters the first of them is where it meets the group.
         self.exact = groups[0].melt <= EXACT_MELT and self.field.bumps is None and self.field.carves is None
@@ -55,10 +65,11 @@ class Caster:
     def cast(self, x: Array, y: Array, depth: Array, tolerance: float, near: Array | None = None) -> Hits | None:
         """Nearest hits of rays through ``x``, ``y`` in front of ``depth`` [S, R], which something else has already.
 
-        Within ``tolerance`` of the surface counts as a hit. ``near``: which rays to cast, else all.
+        Within ``tolerance`` of the surface counts as a hit. ``near`` [S, R]: which rays to cast, else all.
         """
         xp = space(x)
-        index = rows_of(self.inside(x, y) if near is None else near)
+        inside = self.inside(x, y)
+        index = rows_of(inside if near is None else inside & near)
         if not index.shape[1]:
             return None
         x, y, limit = take(x, index), take(y, index), -take(depth, index)
@@ -84,9 +95,13 @@ class Caster:
         hits.hit = meets & (reached | (hits.sample.value < tolerance))
         return hits
 
-    def touch(self, x: Array, y: Array, guess: Array, index: Array) -> Hits:
-        """Hits of rays of which it is known that they meet the surface close to the depth ``guess`` [S, K]."""
-        return self._settle(x, y, index, guess > MISS, -guess)
+    def touch(self, x: Array, y: Array, depth: Array, these: Array) -> Hits | None:
+        """Hits of ``these`` [S, R] of the rays, of which it is known that they meet the surface close to ``depth``."""
+        index = rows_of(these)
+        if not index.shape[1]:
+            return None
+        x, y, distance, hit = take(x, index), take(y, index), -take(depth, index), take(these, index)
+        return self._settle(x, y, index, hit, distance)
 
     def front(self, x: Array, y: Array) -> Array:
         """The foremost points [S, 3, K], in the bone's space, at these places [S, K] of the world."""
@@ -150,23 +165,24 @@ class Caster:
             if not going.shape[1]:
                 break
             index = going if index is None else take(index, going)
-            graze = value > SLOW * before if before is not None else xp.zeros_like(there)
-            if self.field.carves is not None:
-                value = curves.union(here)
-            here, value, graze, seen, entries, limit = (
-                take(values, going) for values in (here, value, graze, seen, entries, limit)
+            left = xp.zeros_like(value) if before is None else value / before
+            away = value if self.field.carves is None else curves.union(here)
+            here, left, away, seen, entries, limit = (
+                take(values, going) for values in (here, left, away, seen, entries, limit)
             )
-            here = self._skip(entries, here, value, graze)
+            here = self._skip(entries, here, away, left)
         return reached, distance
 
-    def _skip(self, entries, here, away, graze):
+    def _skip(self, entries, here, away, left):
         """Rays that are out of every shape's reach jump to the next one they enter, or end; so do those that graze.
 
-        away: distance from the shapes; graze: does the ray come hardly nearer? It goes on where nothing else follows.
+        away: distance from the shapes; left: the share of the distance to the surface that the last step left over. A
+        ray that hardly comes nearer goes on where nothing else follows, unless it even goes away again.
         """
         xp = space(here)
         later = xp.amin(xp.where(entries > here[:, None], entries, END), 1)
-        return xp.where((away > 1.3 * self.margin) | (graze & (away > 0.4 * self.margin) & (later < END)), later, here)
+        graze = (left > SLOW) & (away > 0.4 * self.margin)
+        return xp.where((away > 1.3 * self.margin) | (graze & ((later < END) | (left > 1))), later, here)
 
     def normal_to_world(self, gradient: Array) -> Array:
         """Unit normals [B, 3, K] in the world from slopes in the bone's space."""

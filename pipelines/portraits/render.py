@@ -6,21 +6,18 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from .arrays import Array, array, as_float, like, put, rows_of, space, take, tensor
+from .antialias import Rays, antialias, arriving, picture
+from .arrays import array, as_float, like, space, tensor
 from .backgrounds import background
 from .captions import caption
 from .gbuffer import CHANNELS, World
 from .landmarks import face_landmarks
 from .parameters import Person
 from .parts import FACE_PARTS, Part
-from .raycast import MISS
 from .scene import Scene, scene_of
-from .shading import LightRig, film, radiance
+from .shading import LightRig
 
-# Where the four extra rays of a pixel at an edge go, in pixels from its middle.
-EDGE_SAMPLES = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
 EXPRESSIVE = ("head", "beard")  # the groups that an expression changes
-ALBEDO_EDGE, DEPTH_EDGE, NORMAL_EDGE = 0.45, 0.15, 0.6
 
 
 @dataclass
@@ -107,16 +104,13 @@ def _render(scenes: list[Scene], height: int, width: int, device: torch.device |
     pixel = array([[2 * scene.camera.half_height / height] for scene in scenes], device)
     x, y = _pixel_centers(scenes, height, width, pixel)
     tolerance = 0.35 * float(pixel.min())
-    centers = world.trace(x, y, tolerance)
-    xp = space(x)
-    behind = xp.stack([background(scene.background, height, width, device) for scene in scenes])
-    behind = behind.reshape(len(scenes), 3, -1)
-    image = film(_light(world, rig, centers, x, y, behind))
-    alpha = as_float(centers[:, -1:] > MISS)
-    edge = rows_of(_edges(centers, height, width))
-    if edge.shape[1]:
-        _antialias(world, rig, image, alpha, edge, x, y, pixel, tolerance, behind)
-    return _truth(world, *(tensor(values) for values in (centers, image, alpha)), height, width)
+    behind = space(x).stack([background(scene.background, height, width, device) for scene in scenes])
+    rays = Rays(x, y, world.trace(x, y, tolerance), behind.reshape(len(scenes), 3, -1))
+    rays.arrives = arriving(world, rig, rays, rays.hit())
+    image = picture(rig, rays).reshape(len(scenes), 3, height, width)
+    alpha = as_float(rays.hit()).reshape(len(scenes), 1, height, width)
+    antialias(world, rig, image, alpha, rays, pixel, tolerance)
+    return _truth(world, *(tensor(values) for values in (rays.found, image, alpha)), height, width)
 
 
 def _pixel_centers(scenes, height, width, pixel):
@@ -126,51 +120,6 @@ def _pixel_centers(scenes, height, width, pixel):
     return middle[:, :1] + column.reshape(-1) * pixel, middle[:, 1:] - row.reshape(-1) * pixel
 
 
-def _light(world, rig, found, x, y, behind):
-    """Linear light [B, 3, R]: surfaces where there are some, else the background."""
-    xp, seen = space(x), found[:, -1] > MISS
-    index = rows_of(seen)
-    if not index.shape[1]:
-        return behind
-    near = take(found, index)
-    point = xp.stack([take(x, index), take(y, index), near[:, -1]], 1)
-    albedo, normal, reflect = (near[:, CHANNELS[name]] for name in ("albedo", "normal", "reflect"))
-    visible = rig.shadows(world.occluders, point)
-    lit = radiance(rig, visible, point, normal, albedo, reflect) * rig.exposure
-    lit = xp.where(take(seen, index)[:, None], lit, take(behind, index))
-    light = behind + 0
-    put(light, index, lit)
-    return light
-
-
-def _edges(found, height, width) -> Array:
-    """Pixels [B, R] beside which something else is seen."""
-    grid = found.reshape(*found.shape[:2], height, width)
-    albedo, what = grid[:, :3].sum(1), grid[:, 13] + 64 * grid[:, 16]
-    facing, depth = grid[:, 5], grid[:, 17]
-    edge = what < 0
-    for here, there in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[:, :, 1:], np.s_[:, :, :-1])):
-        differs = what[here] != what[there]
-        for values, limit in ((albedo, ALBEDO_EDGE), (depth, DEPTH_EDGE), (facing, NORMAL_EDGE)):
-            differs |= abs(values[here] - values[there]) > limit
-        edge[here] |= differs
-        edge[there] |= differs
-    return edge.reshape(len(edge), -1)
-
-
-def _antialias(world, rig, image, alpha, edge, x, y, pixel, tolerance, behind):
-    """Average four more rays into every pixel at an edge, as the eye would: after the film."""
-    xp, shifts, count = space(x), like(EDGE_SAMPLES, x), len(EDGE_SAMPLES)
-    at_x, at_y = (
-        (take(values, edge)[:, None] + shifts[:, axis, None] * pixel[..., None]).reshape(len(x), -1)
-        for axis, values in enumerate((x, y))
-    )
-    found = world.trace(at_x, at_y, tolerance)
-    light = film(_light(world, rig, found, at_x, at_y, xp.concatenate([take(behind, edge)] * count, 2)))
-    put(image, edge, light.reshape(*light.shape[:2], count, -1).mean(2))
-    put(alpha, edge, as_float(found[:, -1:] > MISS).reshape(len(x), 1, count, -1).mean(2))
-
-
 def _truth(world, found, image, alpha, height, width) -> Render:
     def grid(values):
         return values.unflatten(2, (height, width))
@@ -178,12 +127,14 @@ def _truth(world, found, image, alpha, height, width) -> Render:
     maps = {name: grid(found[:, channels]) for name, channels in CHANNELS.items()}
     part, person = maps["part"].int(), maps["person"].int()
     landmarks, visible = face_landmarks(world, maps["depth"], height, width)
-    moving = [number + 1.0 for number, piece in enumerate(world.pieces) if piece.group.name in EXPRESSIVE]
-    head = torch.isin(maps["piece"], torch.tensor(moving, device=part.device))
+    head = torch.zeros_like(part, dtype=torch.bool)
+    for number, piece in enumerate(world.pieces):
+        if piece.group.name in EXPRESSIVE:
+            head |= maps["piece"] == number + 1
     most = max(len(scene.people) for scene in world.scenes)
     labels = [[person.identity.label for person in scene.people] for scene in world.scenes]
     return Render(
-        image=grid(image).clamp(0, 1), alpha=grid(alpha), part=part, person=person, depth=maps["depth"],
+        image=image.clamp(0, 1), alpha=alpha, part=part, person=person, depth=maps["depth"],
         normal=maps["normal"], albedo=maps["albedo"], iuv=maps["iuv"], costume=maps["costume"] > 0, expression=head,
         landmarks=landmarks, visible=visible, face_box=_face_boxes(part, person, most),
         label=torch.tensor([row + [-1] * (most - len(row)) for row in labels], device=part.device),

@@ -35,7 +35,7 @@ class LightRig:
         )
         self.exposure = array([lighting.exposure for lighting in lightings], device)[:, None, None]
 
-    def shadows(self, occluders: Occluders, point: Array) -> Array:
+    def arriving(self, occluders: Occluders, point: Array) -> Array:
         """How much of the sky (first) and of every light arrives at points [B, 3, K]: [B, 1 + L, K]."""
         xp = space(point)
         dome = array([DOME] * len(point), device_of(point))
@@ -57,7 +57,7 @@ def _direction(light: Light) -> tuple[float, float, float]:
 def radiance(rig: LightRig, visible, point, normal, albedo, reflect) -> Array:
     """Light [B, 3, K] that leaves world points [B, 3, K] towards the camera.
 
-    ``visible``: of ``LightRig.shadows``; the other arguments are as in ``Surface``.
+    ``visible``: of ``LightRig.arriving``; the other arguments are as in ``Surface``.
     """
     xp = space(point)
     rim = (1 - clip(normal[:, 2], 0, 1)) ** 2
@@ -95,7 +95,7 @@ def _grill(point, direction):
     """Darkness [B, K] of the shadow of a window's bars, 0..1."""
     xp = space(point)
     right = unit(xp.stack([direction[:, 2], 0 * direction[:, 0], -direction[:, 0]], 1)[..., None])[..., 0]
-    above = cross(direction, right, 1)
+    above = cross(direction, right)
     dark = xp.zeros_like(point[:, 0])
     for axis, step in ((right, GRILL_STEP[0]), (above, GRILL_STEP[1])):
         place = matmul(axis[:, None], point)[:, 0] / step + 0.28
