@@ -165,7 +165,7 @@ class Caster:
             if not going.shape[1]:
                 break
             index = going if index is None else take(index, going)
-            left = xp.zeros_like(value) if before is None else value / before
+            left = xp.zeros_like(value) if before is None else value / clip(abs(before), 1e-9)
             away = value if self.field.carves is None else curves.union(here)
             here, left, away, seen, entries, limit = (
                 take(values, going) for values in (here, left, away, seen, entries, limit)
