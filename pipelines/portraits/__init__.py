@@ -4,10 +4,12 @@
 ``sampling``    people at random from (seed, index), and edits that leave the rest alone
 ``lightings``   IDetail's 15 lighting prompts; ``captions`` puts a scene into words
 ``skeleton``    parameters to bones and groups of ellipsoids and capsules (``skin``, ``hair``, ``wardrobe``)
-``raycast``     nearest hits and shadows on the distance fields of the groups (``shapes``, ``fields``)
+``arrays``      one vocabulary for numpy (the processor) and torch (other devices), in which the maths is written
+``raycast``     nearest hits on the distance fields of the groups (``shapes``, ``fields``; ``lines``: along a ray)
 ``gbuffer``     what every ray finds: part, albedo, normal, depth, IUV (``surface``, ``face_paint``, ``iuv``)
-``shading``     light, and the film; ``backgrounds`` what is behind
-``render``      all of it in order, antialiased, with masks, landmarks and boxes
+``shading``     light, and the film (``shadows``); ``backgrounds`` what is behind
+``antialias``   the light of rays, and four more rays where there is an edge
+``render``      all of it in order, with masks, landmarks and boxes
 ``data``        the data set of many takes of many people
 
 A person is rebuilt at will with one thing changed, so counterfactuals exist: another light changes the picture and no

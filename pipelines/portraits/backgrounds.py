@@ -1,19 +1,25 @@
 """What is behind the people: procedural pictures, soft as if out of focus, the same at every resolution."""
 
+import numpy as np
 import torch
 
 from ..randomness import generator
+from .arrays import Array, array, as_float, clip, device_of, filled, like, space
 from .noise import cells, noise
 from .parameters import Background
 from .surface import step
 
 
-def background(setting: Background, height: int, width: int, device="cpu") -> torch.Tensor:
-    """Linear light [3, height, width] behind the people. Raises ``ValueError`` for an unknown kind."""
+def background(setting: Background, height: int, width: int, device="cpu") -> Array:
+    """Linear light [3, height, width] behind the people; ``device`` None gives a numpy array.
+
+    Raises ``ValueError`` for an unknown kind.
+    """
     if setting.kind not in KINDS:
         raise ValueError(f"background is {setting.kind!r}: choose one of {', '.join(KINDS)}.")
-    y = (1 - 2 * (torch.arange(height, device=device) + 0.5) / height)[:, None].expand(height, width)
-    x = ((2 * (torch.arange(width, device=device) + 0.5) - width) / height)[None].expand(height, width)
+    device = device and torch.device(device)
+    y = array((1 - 2 * (np.arange(height) + 0.5) / height)[:, None] + np.zeros(width), device)
+    x = array((2 * (np.arange(width) + 0.5) - width)[None] / height + np.zeros((height, 1)), device)
     draw = torch.rand(96, generator=generator("background", setting.kind, setting.seed)).tolist()
     return KINDS[setting.kind](x, y, setting.color, draw)
 
@@ -24,8 +30,8 @@ def _mix(low, high, share):
     return low + (high - low) * share
 
 
-def _picture(value, like):
-    return value if isinstance(value, torch.Tensor) else like.new_tensor(value)[:, None, None]
+def _picture(value, other):
+    return value if hasattr(value, "shape") else like(value, other)[:, None, None]
 
 
 def _sky(y, low, middle, high, horizon=-0.2):
@@ -35,12 +41,13 @@ def _sky(y, low, middle, high, horizon=-0.2):
 
 def _glow(x, y, at, size, color):
     """Light that falls off around a point."""
-    square = ((x - at[0]).square() + (y - at[1]).square()) / size**2
-    return _picture(color, x) / (1 + square).square()
+    square = ((x - at[0]) ** 2 + (y - at[1]) ** 2) / size**2
+    return _picture(color, x) / (1 + square) ** 2
 
 
 def _disc(x, y, at, radius, blur=0.02):
-    return step(radius + blur, radius - blur, torch.hypot(x - at[0], y - at[1]))
+    xp = space(x)
+    return step(radius + blur, radius - blur, xp.hypot(x - at[0], y - at[1]))
 
 
 def _clouds(x, y, draw):
@@ -48,7 +55,7 @@ def _clouds(x, y, draw):
 
 
 def _plain(x, y, color, draw):
-    return _picture(color, x).expand(3, *x.shape).clone()
+    return _picture(color, x) + 0 * x
 
 
 def _gradient(x, y, color, draw):
@@ -56,36 +63,39 @@ def _gradient(x, y, color, draw):
 
 
 def _studio(x, y, color, draw):
-    far = torch.hypot(x - 0.3 * (draw[0] - 0.5), y - 0.1)
+    xp = space(x)
+    far = xp.hypot(x - 0.3 * (draw[0] - 0.5), y - 0.1)
     return _picture(color, x) * (1.15 - 0.85 * step(0.1, 1.6, far)) * (0.96 + 0.08 * noise(x * 2, y * 2))
 
 
 def _wall(x, y, color, draw):
     """A plastered wall with the light of the barred window on it."""
+    xp = space(x)
     slant = x + 0.25 * y
     u, v = (slant / 0.34 + draw[0]), ((y - 0.1 * x) / 0.40 + draw[1])
-    bars = torch.maximum(step(0.33, 0.43, (u - u.floor() - 0.5).abs()), step(0.35, 0.43, (v - v.floor() - 0.5).abs()))
-    lit = (1 - bars) * step(1.05, 0.85, slant.abs()) * step(1.0, 0.9, y.abs())
+    bars = xp.maximum(step(0.33, 0.43, abs(u - xp.floor(u) - 0.5)), step(0.35, 0.43, abs(v - xp.floor(v) - 0.5)))
+    lit = (1 - bars) * step(1.05, 0.85, abs(slant)) * step(1.0, 0.9, abs(y))
     rough = 0.9 + 0.2 * noise(x * 14, y * 14)
     return _picture(color, x) * (0.14 + 0.62 * lit) * rough
 
 
 def _two_tone(x, y, color, draw):
-    return _mix((0.22, 0.006, 0.02), (0.008, 0.02, 0.24), step(-0.8, 0.8, x)) * (1.1 - 0.5 * y.abs())
+    return _mix((0.22, 0.006, 0.02), (0.008, 0.02, 0.24), step(-0.8, 0.8, x)) * (1.1 - 0.5 * abs(y))
 
 
 def _black(x, y, color, draw):
-    return torch.full((3, *x.shape), 0.0004, device=x.device)
+    return filled((3, *x.shape), 0.0004, device_of(x))
 
 
 def _spots(x, y, draw, count, palette, size, height):
     """Lights out of focus: discs with a brighter rim."""
-    total = torch.zeros(3, *x.shape, device=x.device)
+    xp = space(x)
+    total = filled((3, *x.shape), 0, device_of(x))
     for index in range(count):
         u, v, w = draw[3 * index + 3 : 3 * index + 6]
         at, radius = ((u - 0.5) * 2.3, height[0] + v * (height[1] - height[0])), size * (0.5 + w)
-        away = torch.hypot(x - at[0], y - at[1]) / radius
-        total += _picture(palette[index % len(palette)], x) * (step(1.08, 0.92, away) * (0.5 + 0.5 * away.square()))
+        away = xp.hypot(x - at[0], y - at[1]) / radius
+        total += _picture(palette[index % len(palette)], x) * (step(1.08, 0.92, away) * (0.5 + 0.5 * away**2))
     return total
 
 
@@ -100,11 +110,12 @@ def _bokeh(x, y, color, draw):
 
 def _buildings(x, y, draw, dark, window):
     """Tall houses with lit windows left and right of a street."""
-    column = (x * 3.2 + draw[0] * 10).floor()
-    top = -0.05 + 0.75 * cells(column + 0.5) + 0.25 * step(0.2, 1.0, x.abs())
-    house = step(0.01, -0.01, y - top) * step(0.10, 0.22, x.abs())
+    xp = space(x)
+    column = xp.floor(x * 3.2 + draw[0] * 10)
+    top = -0.05 + 0.75 * cells(column + 0.5) + 0.25 * step(0.2, 1.0, abs(x))
+    house = step(0.01, -0.01, y - top) * step(0.10, 0.22, abs(x))
     u, v = x * 22, y * 16
-    pane = step(0.40, 0.28, (u - u.floor() - 0.5).abs()) * step(0.40, 0.25, (v - v.floor() - 0.5).abs())
+    pane = step(0.40, 0.28, abs(u - xp.floor(u) - 0.5)) * step(0.40, 0.25, abs(v - xp.floor(v) - 0.5))
     lit = pane * step(0.58, 0.62, cells(u, v)) * step(-0.45, -0.35, y)
     return house, _picture(dark, x) + _picture(window, x) * lit * (0.5 + 0.5 * cells(v, u))
 
@@ -119,11 +130,12 @@ def _city(x, y, color, draw):
 
 
 def _rain(x, y, color, draw):
+    xp = space(x)
     base = _mix((0.02, 0.03, 0.045), (0.05, 0.065, 0.09), step(-1, 1, y))
     picture = base + 0.38 * _spots(x, y, draw, 16, STREET, 0.13, (-0.9, 0.7))
     slant = x * 46 + y * 5
     streak = step(0.86, 0.97, cells(slant, y * 3.2 + 9 * cells(slant))) * step(
-        0.5, 0.15, (slant - slant.floor() - 0.5).abs()
+        0.5, 0.15, abs(slant - xp.floor(slant) - 0.5)
     )
     return picture + 0.13 * streak * _picture((0.6, 0.75, 1.0), x)
 
@@ -137,18 +149,19 @@ def _sunset(x, y, color, draw):
 
 
 def _ocean(x, y, color, draw):
+    xp = space(x)
     sky = _sky(y, (1.2, 0.50, 0.16), (0.75, 0.30, 0.28), (0.16, 0.15, 0.34), -0.15)
     sky = _mix(sky, (1.1, 0.5, 0.34), 0.5 * _clouds(x, y, draw))
     sun = (0.62, 0.02)
     sky = sky + _disc(x, y, sun, 0.13) * 1.6 + _glow(x, y, sun, 0.4, (1.0, 0.5, 0.15))
-    depth = (-0.12 - y).clamp(min=0.004)
+    depth = clip(-0.12 - y, 0.004)
     ripple = noise(x * 3 / (depth + 0.12), 3.5 / (depth + 0.06))
-    path = torch.exp(-((x - sun[0]) / (0.10 + 0.5 * depth)).square())
+    path = xp.exp(-(((x - sun[0]) / (0.10 + 0.5 * depth)) ** 2))
     sea = _mix((0.05, 0.07, 0.13), (0.45, 0.24, 0.20), ripple) + path * step(0.4, 0.8, ripple) * _picture(
         (1.5, 0.7, 0.25), x
     )
     picture = _mix(sky, sea, step(-0.11, -0.13, y))
-    sand = step(-0.62, -0.72, y + 0.06 * torch.sin(x * 3 + draw[0] * 6))
+    sand = step(-0.62, -0.72, y + 0.06 * xp.sin(x * 3 + draw[0] * 6))
     return _mix(picture, (0.30, 0.19, 0.11), sand)
 
 
@@ -175,12 +188,13 @@ def _golden(x, y, color, draw):
 
 
 def _stars(x, y, color, draw):
+    xp = space(x)
     sky = _mix((0.022, 0.028, 0.075), (0.004, 0.006, 0.022), step(-0.6, 1.0, y))
-    milky = torch.exp(-((y - 0.35 - 0.55 * x) / 0.30).square()) * (0.4 + 0.9 * noise(x * 5, y * 5))
+    milky = xp.exp(-(((y - 0.35 - 0.55 * x) / 0.30) ** 2)) * (0.4 + 0.9 * noise(x * 5, y * 5))
     sky = sky + milky * _picture((0.035, 0.032, 0.07), x)
     u, v = x * 17, y * 17
-    dx, dy = u - u.floor() - 0.2 - 0.6 * cells(u, v), v - v.floor() - 0.2 - 0.6 * cells(v + 40, u)
-    star = torch.exp(-(dx.square() + dy.square()) * 70) * step(0.45, 1.0, cells(u + 9, v + 5)) * 1.3
+    dx, dy = u - xp.floor(u) - 0.2 - 0.6 * cells(u, v), v - xp.floor(v) - 0.2 - 0.6 * cells(v + 40, u)
+    star = xp.exp(-(dx**2 + dy**2) * 70) * step(0.45, 1.0, cells(u + 9, v + 5)) * 1.3
     moon = (-0.62 + 0.2 * draw[0], 0.60)
     crater = 0.75 + 0.35 * noise(x * 13, y * 13)
     sky = sky + star + _glow(x, y, moon, 0.20, (0.10, 0.13, 0.2)) + _disc(x, y, moon, 0.15, 0.012) * crater * 0.95
@@ -188,6 +202,7 @@ def _stars(x, y, color, draw):
 
 
 def _garden(x, y, color, draw):
+    xp = space(x)
     leaf = noise(x * 4 + 3 * y + draw[0] * 30, y * 4 - 3 * x)
     leaf = 0.55 * leaf + 0.45 * noise(x * 13 - 6 * y, y * 13 + 6 * x + draw[1] * 30)
     picture = _mix((0.015, 0.05, 0.012), (0.20, 0.30, 0.05), step(0.2, 0.8, leaf))
@@ -203,53 +218,52 @@ def _garden(x, y, color, draw):
     for index in range(26):
         u, v, w = draw[3 * index + 3 : 3 * index + 6]
         at, size = ((u - 0.5) * 2.3, -1.0 + 1.45 * v), 0.09 + 0.08 * w
-        turn = torch.atan2(y - at[1], x - at[0])
-        away = torch.hypot(x - at[0], y - at[1]) / (size * (0.82 + 0.25 * torch.cos(turn * 5 + 6 * w)))
+        turn = xp.arctan2(y - at[1], x - at[0])
+        away = xp.hypot(x - at[0], y - at[1]) / (size * (0.82 + 0.25 * xp.cos(turn * 5 + 6 * w)))
         flower = _mix((0.75, 0.5, 0.05), palette[index % len(palette)], step(0.25, 0.38, away))
         picture = _mix(picture, flower * (0.55 + 0.45 * away), step(1.12, 0.88, away))
     return picture
 
 
 def _farm(x, y, color, draw):
+    xp = space(x)
     sky = _sky(y, (0.92, 0.52, 0.36), (0.55, 0.42, 0.52), (0.22, 0.26, 0.45), -0.2)
     sky = _mix(sky, (0.95, 0.60, 0.50), 0.45 * _clouds(x, y, draw))
     hills = _ridges(x, sky, y, draw, ((0.14, 0.15, 0.13), (0.10, 0.12, 0.06)), -0.02, 0.2)
-    depth = (-0.24 - y).clamp(min=0.01)
-    furrow = torch.sin((x - 0.2) / (depth + 0.08) * 5)
+    depth = clip(-0.24 - y, 0.01)
+    furrow = xp.sin((x - 0.2) / (depth + 0.08) * 5)
     ground = _mix((0.13, 0.12, 0.035), (0.30, 0.24, 0.07), step(-0.6, 0.6, furrow) * 0.7 + 0.3 * noise(x * 20, y * 20))
     picture = _mix(hills, ground, step(-0.24, -0.27, y))
     side = 1 if draw[0] > 0.5 else -1
     u = (x * side - 0.66) / 0.22
-    wall = (u.abs() < 1) & (y > -0.28) & (y < 0.02)
-    roof = (y >= 0.02) & (y < 0.02 + 0.20 * (1.15 - u.abs()))
-    picture = _mix(picture, (0.26, 0.045, 0.03), wall.float())
-    return _mix(picture, (0.10, 0.07, 0.065), (roof & (u.abs() < 1.15)).float())
+    wall = (abs(u) < 1) & (y > -0.28) & (y < 0.02)
+    roof = (y >= 0.02) & (y < 0.02 + 0.20 * (1.15 - abs(u)))
+    picture = _mix(picture, (0.26, 0.045, 0.03), as_float(wall))
+    return _mix(picture, (0.10, 0.07, 0.065), as_float(roof & (abs(u) < 1.15)))
 
 
 def _lightning(x, y, color, draw):
+    xp = space(x)
     cloud = 0.6 * noise(x * 2 + draw[0] * 30, y * 3) + 0.4 * noise(x * 5, y * 7 + draw[1] * 30)
     side = 0.62 if draw[2] > 0.5 else -0.62
     picture = _mix((0.008, 0.010, 0.022), (0.10, 0.11, 0.18), cloud) + _glow(x, y, (side, 0.7), 0.5, (0.30, 0.32, 0.55))
     bend = 0.22 * (noise(y * 4 + draw[3] * 20) - 0.5) + 0.10 * (noise(y * 13 + draw[4] * 20) - 0.5)
-    away = (x - side - bend - 0.12 * y).abs()
-    fork = (x - side - 0.5 * bend + 0.30 * (y - 0.35)).abs() + step(0.35, 0.45, y) * 9 + step(-0.1, -0.25, y) * 9
-    bolt = (
-        torch.exp(-(away / 0.014).square())
-        + 0.6 * torch.exp(-(fork / 0.009).square())
-        + 0.10 / (1 + (away / 0.07).square())
-    )
+    away = abs(x - side - bend - 0.12 * y)
+    fork = abs(x - side - 0.5 * bend + 0.30 * (y - 0.35)) + step(0.35, 0.45, y) * 9 + step(-0.1, -0.25, y) * 9
+    bolt = xp.exp(-((away / 0.014) ** 2)) + 0.6 * xp.exp(-((fork / 0.009) ** 2)) + 0.10 / (1 + (away / 0.07) ** 2)
     picture = picture + bolt * step(-0.75, -0.5, y) * _picture((1.7, 1.8, 2.4), x)
     return _ridges(x, picture, y, draw, ((0.006, 0.007, 0.012),), -0.72, 0.25)
 
 
 def _desert(x, y, color, draw):
+    xp = space(x)
     sky = _sky(y, (1.2, 0.62, 0.26), (0.95, 0.48, 0.28), (0.42, 0.26, 0.34), -0.2)
     sun = (-0.62, 0.16)
     sky = sky + _disc(x, y, sun, 0.15) * 1.4 + _glow(x, y, sun, 0.45, (0.9, 0.45, 0.15))
     for index in range(3):
-        crest = -0.14 - 0.24 * index + 0.13 * torch.sin(x * (2.0 + 0.7 * index) + 6 * draw[index])
-        ripple = 0.5 + 0.5 * torch.sin((y * (60 - 14 * index) + 5 * noise(x * 3, y * 6)) + x * 4)
-        sunny = step(-0.25, 0.30, torch.cos(x * (2.0 + 0.7 * index) + 6 * draw[index]))
+        crest = -0.14 - 0.24 * index + 0.13 * xp.sin(x * (2.0 + 0.7 * index) + 6 * draw[index])
+        ripple = 0.5 + 0.5 * xp.sin((y * (60 - 14 * index) + 5 * noise(x * 3, y * 6)) + x * 4)
+        sunny = step(-0.25, 0.30, xp.cos(x * (2.0 + 0.7 * index) + 6 * draw[index]))
         dune = _mix((0.26, 0.11, 0.05), (0.85, 0.44, 0.17), 0.75 * sunny + 0.22 * ripple)
         sky = _mix(sky, dune, step(0.012, -0.012, y - crest))
     return sky
@@ -259,27 +273,29 @@ def _window(x, y, color, draw):
     """A bright room: a wall with a large window to one side, out of focus."""
     side = -1 if draw[0] > 0.5 else 1
     u, v = x * side - 0.58, y - 0.22
-    pane = step(0.36, 0.30, u.abs()) * step(0.58, 0.52, v.abs())
-    cross = step(0.035, 0.012, u.abs()) + step(0.035, 0.012, (v - 0.1).abs())
+    pane = step(0.36, 0.30, abs(u)) * step(0.58, 0.52, abs(v))
+    cross = step(0.035, 0.012, abs(u)) + step(0.035, 0.012, abs(v - 0.1))
     outside = _mix((0.55, 0.72, 0.50), (0.95, 1.05, 1.15), step(-0.3, 0.1, v + 0.3 * noise(x * 5, y * 4)))
     wall = _picture(color, x) * (0.95 + 0.25 * step(0.9, -0.9, x * side * -1)) * (0.95 + 0.1 * noise(x * 3, y * 3))
-    return _mix(wall, outside, (pane * (1 - cross).clamp(0, 1)))
+    return _mix(wall, outside, (pane * clip(1 - cross, 0, 1)))
 
 
 def _stripes(x, y, color, draw):
-    wave = step(-0.25, 0.25, torch.sin((x * (draw[0] + 0.4) + y * (draw[1] - 0.5)) * 16))
+    xp = space(x)
+    wave = step(-0.25, 0.25, xp.sin((x * (draw[0] + 0.4) + y * (draw[1] - 0.5)) * 16))
     return _mix([0.55 * part for part in color], color, wave)
 
 
 def _shelf(x, y, color, draw):
     """Shelves of books, out of focus."""
-    row, place = (y * 2.4).floor(), x * 9
-    shelf = step(0.47, 0.42, (y * 2.4 - row - 0.5).abs())
+    xp = space(x)
+    row, place = xp.floor(y * 2.4), x * 9
+    shelf = step(0.47, 0.42, abs(y * 2.4 - row - 0.5))
     tall = (y * 2.4 - row) < 0.62 + 0.3 * cells(place, row + 0.5)
-    hue = torch.stack([cells(place, row + 20), cells(place, row + 40), cells(place, row + 60)])
-    book = (0.05 + 0.30 * hue.square()) * (0.6 + 0.4 * step(0.5, 0.2, (place - place.floor() - 0.5).abs()))
+    hue = xp.stack([cells(place, row + 20), cells(place, row + 40), cells(place, row + 60)])
+    book = (0.05 + 0.30 * hue**2) * (0.6 + 0.4 * step(0.5, 0.2, abs(place - xp.floor(place) - 0.5)))
     wood = _picture((0.10, 0.05, 0.024), x)
-    return torch.where((shelf > 0.5) & tall, book, wood * (0.35 + 0.65 * (1 - shelf)))
+    return xp.where((shelf > 0.5) & tall, book, wood * (0.35 + 0.65 * (1 - shelf)))
 
 
 KINDS = {

@@ -7,23 +7,29 @@ surface, which is all that walking along a ray needs.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from .shapes import Group, Shape
+from .arrays import Array, array, as_float, clip, lerp, matmul, soft_maximum, space
+from .shapes import Group, Shape, Stack
 
-FAR = 1e4  # where the filler shapes of a batch are
+FAR = 1e3  # where the filler shapes of a batch are
+FILLER = Shape(np.eye(3), np.full(3, FAR), 0.0, (0, 0, 0))
 FAINT = -60.0  # exponents below are as good as 0; the numbers that follow are slow denormal ones
 
 
 @dataclass
 class ShapeSet:
-    """Shapes of B scenes: matrix [B, P, 3, 3], offset [B, P, 3], sweep [B, P, 1], slope [B, P, 3, 1]."""
+    """Shapes of B scenes: matrix [B, P, 3, 3], offset [B, P, 3], sweep [B, P, 1], slope [B, P, 3, 1].
 
-    matrix: torch.Tensor
-    offset: torch.Tensor
-    sweep: torch.Tensor
-    slope: torch.Tensor
+    ``exact_matrix`` and ``exact_offset`` are the same with numpy and in double precision, to compute more from.
+    """
+
+    matrix: Array
+    offset: Array
+    sweep: Array
+    slope: Array
     swept: bool
+    exact_matrix: np.ndarray
+    exact_offset: np.ndarray
 
     @staticmethod
     def of(scenes: list[list[Shape]], device) -> "ShapeSet | None":
@@ -31,47 +37,49 @@ class ShapeSet:
         count = max(len(shapes) for shapes in scenes)
         if not count:
             return None
-        filler = Shape(np.eye(3), np.full(3, FAR), 0.0, (0, 0, 0))
-        scenes = [shapes + [filler] * (count - len(shapes)) for shapes in scenes]
-        matrix = np.array([[shape.matrix for shape in shapes] for shapes in scenes], dtype=np.float32)
-        offset = np.array([[shape.offset for shape in shapes] for shapes in scenes], dtype=np.float32)
-        sweep = np.array([[[shape.sweep] for shape in shapes] for shapes in scenes], dtype=np.float32)
-        slope = (matrix**2).sum(-1, keepdims=True)
-        tensors = (torch.from_numpy(array).to(device) for array in (matrix, offset, sweep, slope))
-        return ShapeSet(*tensors, swept=bool(sweep.any()))
+        stack = Stack.of([shape for shapes in scenes for shape in shapes + [FILLER] * (count - len(shapes))])
+        matrix, offset = stack.matrix.reshape(-1, count, 3, 3), stack.offset.reshape(-1, count, 3)
+        sweep, slope = stack.sweep.reshape(-1, count, 1), (matrix**2).sum(-1, keepdims=True)
+        numbers = (array(values, device) for values in (matrix, offset, sweep, slope))
+        return ShapeSet(*numbers, bool(sweep.any()), matrix, offset)
 
-    def inside(self, points: torch.Tensor) -> torch.Tensor:
+    def inside(self, points: Array) -> Array:
         """Points in the unit space of every shape, measured from the swept axis: [B, P, 3, R]."""
+        xp = space(points)
         batch, count = self.offset.shape[:2]
-        flat = torch.baddbmm(self.offset.reshape(batch, -1, 1), self.matrix.reshape(batch, -1, 3), points)
-        unit = flat.view(batch, count, 3, -1)
+        flat = matmul(self.matrix.reshape(batch, -1, 3), points)
+        flat += self.offset.reshape(batch, -1, 1)
+        unit = flat.reshape(batch, count, 3, -1)
         if self.swept:
             along = unit[:, :, 1]
-            along -= torch.maximum(torch.minimum(along, self.sweep), -self.sweep)
+            along -= xp.maximum(xp.minimum(along, self.sweep), -self.sweep)
         return unit
 
-    def distances(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def distances(self, points: Array) -> tuple[Array, Array, Array]:
         """Signed distance [B, P, R] to every shape, the unit-space points and the length of the distance's slope."""
+        xp = space(points)
         unit = self.inside(points)
         square = unit * unit
-        radius = square.sum(2).sqrt_()
-        slope = (square.mul_(self.slope)).sum(2).sqrt_().add_(1e-6)
+        radius = xp.sqrt(square.sum(2))
+        square *= self.slope
+        slope = xp.sqrt(square.sum(2))
+        slope += 1e-6
         return radius * (radius - 1) / slope, unit, slope
 
-    def gradient(self, unit: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def gradient(self, unit: Array, weight: Array) -> Array:
         """Sum of the shapes' slopes in the bone's space, weighted by ``weight`` [B, P, R]: [B, 3, R]."""
         batch, count = weight.shape[:2]
-        scaled = (unit * weight[:, :, None]).view(batch, count * 3, -1)
-        return torch.bmm(self.matrix.reshape(batch, -1, 3).transpose(1, 2), scaled)
+        scaled = (unit * weight[:, :, None]).reshape(batch, count * 3, -1)
+        return matmul(self.matrix.reshape(batch, -1, 3).swapaxes(1, 2), scaled)
 
 
 @dataclass
 class Sample:
     """The field at points: value [B, R], gradient [B, 3, R] (about unit length), weights of the shapes [B, P, R]."""
 
-    value: torch.Tensor
-    gradient: torch.Tensor
-    weights: torch.Tensor
+    value: Array
+    gradient: Array
+    weights: Array
 
 
 class GroupField:
@@ -83,65 +91,45 @@ class GroupField:
         self.bumps = ShapeSet.of([[shape for shape, _ in group.bumps] for group in groups], device)
         self.carves = ShapeSet.of([group.carves for group in groups], device)
         self.melt, self.carve_melt, self.mirrored = first.melt, first.carve_melt, first.mirrored
+        self.heights = None
         if self.bumps is not None:
             count = self.bumps.offset.shape[1]
             heights = [[height for _, height in group.bumps] for group in groups]
-            heights = [row + [0.0] * (count - len(row)) for row in heights]
-            self.heights = torch.tensor(heights, dtype=torch.float32, device=device)[..., None]
+            self.heights = array([row + [0.0] * (count - len(row)) for row in heights], device)[..., None]
 
-    def union(self, points: torch.Tensor) -> torch.Tensor:
-        """Signed distance [B, R] to the shapes alone, for points on the side where they are."""
-        distance = self.shapes.distances(points)[0]
-        if distance.shape[1] == 1:
-            return distance[:, 0]
-        return distance.div_(-self.melt).clamp_(min=FAINT).exp_().sum(1).log_().mul_(-self.melt)
-
-    def value(self, points: torch.Tensor, relief: bool = True) -> torch.Tensor:
-        """Signed distance [B, R]; ``relief`` False leaves the bumps out."""
-        points = self._folded(points)
-        value = self.union(points)
-        if relief and self.bumps is not None:
-            value = value - (self._bump(points)[0]).sum(1)
-        if self.carves is not None:
-            carve = -self._carve(points)[0]
-            value = torch.logaddexp(value / self.carve_melt, carve / self.carve_melt) * self.carve_melt
-        return value
-
-    def sample(self, points: torch.Tensor) -> Sample:
-        """Value, gradient and the share of every shape in the surface."""
-        sign = points[:, 0].sign() if self.mirrored else None
-        points = self._folded(points)
-        distance, unit, slope = self.shapes.distances(points)
-        weights = distance.div_(-self.melt).clamp_(min=FAINT).exp_()
-        total = weights.sum(1)
-        weights /= total[:, None]
-        value, gradient = total.log_() * -self.melt, self.shapes.gradient(unit, weights / slope)
+    def sample(self, points: Array) -> Sample:
+        """Value, gradient and the share of every shape in the surface, [B, P, R]."""
+        xp = space(points)
+        folded = xp.concatenate([abs(points[:, :1]), points[:, 1:]], 1) if self.mirrored else points
+        distance, unit, slope = self.shapes.distances(folded)
+        value, weights = self._blended(distance)
+        gradient = self.shapes.gradient(unit, weights / slope)
         if self.bumps is not None:
-            height, bump = self._bump(points)
+            bump = self.bumps.inside(folded)
+            height = xp.exp(clip(-(bump * bump).sum(2), FAINT)) * self.heights
             value = value - height.sum(1)
-            gradient = gradient + self.bumps.gradient(bump, height * 2)
+            gradient += self.bumps.gradient(bump, height * 2)
         if self.carves is not None:
-            value, gradient = self._carved(points, value, gradient)
-        if sign is not None:
-            gradient[:, 0] *= sign
+            value, gradient = self._carved(folded, value, gradient)
+        if self.mirrored:
+            gradient[:, 0] *= xp.sign(points[:, 0])
         return Sample(value, gradient, weights)
 
-    def _folded(self, points):
-        """The points on the positive side of x, where a mirrored group has its shapes."""
-        return torch.cat([points[:, :1].abs(), points[:, 1:]], 1) if self.mirrored else points
-
-    def _bump(self, points):
-        unit = self.bumps.inside(points)
-        return (unit * unit).sum(2).neg_().clamp_(min=FAINT).exp_() * self.heights, unit
-
-    def _carve(self, points):
-        distance, unit, slope = self.carves.distances(points)
-        return distance.amin(1), distance, unit, slope
+    def _blended(self, distance):
+        """The smooth union and how much every shape has of it."""
+        xp = space(distance)
+        if distance.shape[1] == 1:
+            return distance[:, 0], xp.ones_like(distance)
+        weights = xp.exp(clip(distance / -self.melt, FAINT))
+        total = weights.sum(1)
+        weights /= total[:, None]
+        return xp.log(total) * -self.melt, weights
 
     def _carved(self, points, value, gradient):
-        nearest, distance, unit, slope = self._carve(points)
-        chosen = (distance == nearest[:, None]).float() / slope
-        inner = self.carves.gradient(unit, chosen)
-        share = torch.sigmoid((value + nearest) / self.carve_melt)[:, None]
-        value = torch.logaddexp(value / self.carve_melt, -nearest / self.carve_melt) * self.carve_melt
-        return value, torch.lerp(-inner, gradient, share)
+        xp = space(points)
+        distance, unit, slope = self.carves.distances(points)
+        nearest = xp.amin(distance, 1)
+        inner = self.carves.gradient(unit, as_float(distance == nearest[:, None]) / slope)
+        share = 1 / (1 + xp.exp(clip((value + nearest) / -self.carve_melt, FAINT, -FAINT)))[:, None]
+        value = soft_maximum(value, -nearest, self.carve_melt)
+        return value, lerp(-inner, gradient, share)

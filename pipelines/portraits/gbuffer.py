@@ -2,39 +2,61 @@
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from . import face_paint
 from . import surface as surfaces
+from .arrays import Array, array, clip, filled, matmul, put, rows_of, space, take, unit
 from .iuv import chart
-from .raycast import MISS, Caster, rows_of, take, unit
+from .raycast import MISS, Caster
 from .scene import Scene
 from .shadows import Occluders
-from .shapes import Group
-from .skeleton import Skeleton, person_groups
+from .shapes import Group, boxes
+from .skeleton import person_groups
 
 MATERIALS = {
     "head": face_paint.head, "hair": surfaces.hair, "cloth": surfaces.cloth, "wool": surfaces.wool,
     "felt": surfaces.felt, "metal": surfaces.metal, "glossy": surfaces.glossy, "petal": surfaces.petal,
     "bare": surfaces.bare,
 }  # fmt: skip
+# What light needs comes first; the rest is truth, which only the rays of pixel centres ask for.
 CHANNELS = {
-    "albedo": slice(0, 3), "normal": slice(3, 6), "reflect": slice(6, 10), "iuv": slice(10, 13), "part": slice(13, 14),
-    "person": slice(14, 15), "costume": slice(15, 16), "piece": slice(16, 17), "depth": slice(17, 18),
+    "albedo": slice(0, 3), "normal": slice(3, 6), "reflect": slice(6, 10), "piece": slice(10, 11),
+    "depth": slice(11, 12), "iuv": slice(12, 15), "part": slice(15, 16), "person": slice(16, 17),
+    "costume": slice(17, 18), "tilt": slice(18, 20),
 }  # fmt: skip
-COUNT = 18
+FACING, PIECE, DEPTH, PART, LIT, COUNT = 5, 10, 11, 15, 12, 20
+HERE = 4  # the pixel itself among the nine around it
+
+
+@dataclass
+class Nearby:
+    """What is known of R rays that run close to pixel centres: all they can meet is what is seen around these.
+
+    around: [B, 9, R], pieces seen there; same: bool [B, R], whether the ray meets the pixel's piece for certain;
+    depth: [B, R], about where.
+    """
+
+    around: Array
+    same: Array
+    depth: Array
 
 
 @dataclass
 class Piece:
     """One group of those scenes of a batch that have it (``scenes``: [S]), with what its material needs."""
 
-    scenes: torch.Tensor
+    scenes: Array
     caster: Caster
-    colors: torch.Tensor
-    texture: dict[str, torch.Tensor]
+    colors: Array
+    texture: dict[str, Array]
     person: int
-    group: Group
+    groups: list[Group]
+
+    @property
+    def group(self) -> Group:
+        """One of the groups, for what they have in common."""
+        return self.groups[0]
 
 
 class World:
@@ -42,86 +64,105 @@ class World:
 
     def __init__(self, scenes: list[Scene], device, aspect: float = 1.0):
         self.device, self.scenes = device, scenes
-        self.skeletons: list[list[Skeleton]] = []
-        rows: dict[tuple, dict[int, Group]] = {}
-        inside: list[list[Group]] = [[] for _ in scenes]
+        rows: dict[tuple, dict[int, tuple[Group, np.ndarray]]] = {}
+        inside: list[list[Group]] = []
         for number, scene in enumerate(scenes):
-            self.skeletons.append([])
-            for who, (person, place) in enumerate(zip(scene.people, scene.places, strict=True)):
-                groups, bones = person_groups(person, place)
-                self.skeletons[-1].append(bones)
-                for group in groups:
-                    if not scene.camera.sees(*group.bounds(), aspect):
-                        continue
-                    inside[number].append(group)
-                    # Only groups that are painted alike can share a piece; a batch may mix costumes and hair.
-                    key = (
-                        who,
-                        group.name,
-                        group.material,
-                        group.melt,
-                        int(group.part),
-                        group.costume,
-                        group.mirrored,
-                        bool(group.carves),
-                        bool(group.bumps),
-                    )
-                    rows.setdefault(key, {})[number] = group
+            found = [
+                (who, group)
+                for who, (person, place) in enumerate(zip(scene.people, scene.places, strict=True))
+                for group in person_groups(person, place)
+            ]
+            corners = boxes([group for _, group in found])
+            seen = [scene.camera.sees(*box, aspect) for box in corners]
+            inside.append([group for (_, group), shows in zip(found, seen, strict=True) if shows])
+            for (who, group), box, shows in zip(found, corners, seen, strict=True):
+                if shows:
+                    rows.setdefault((who, *_likeness(group)), {})[number] = (group, box)
         # Faces, then what is in front, come first: rays behind them, or through a hood's window, need not be walked.
         front = sorted(rows.items(), key=lambda row: (row[0][1] != "head", -_foremost(row[1])))
-        self.pieces = [_piece(groups, key[0], device) for key, groups in front]
+        self.pieces = [_piece(members, key[0], device) for key, members in front]
         self.occluders = Occluders(inside, device)
 
-    def trace(self, x: torch.Tensor, y: torch.Tensor, tolerance: float) -> torch.Tensor:
+    def trace(self, x: Array, y: Array, tolerance: float) -> Array:
         """What rays through world positions ``x``, ``y`` [B, R] meet first: [B, COUNT, R], see ``CHANNELS``."""
-        found = torch.zeros(x.shape[0], COUNT, x.shape[1], device=self.device)
-        found[:, CHANNELS["depth"]] = MISS
+        return self._trace(x, y, tolerance, None, COUNT)
+
+    def trace_nearby(self, x: Array, y: Array, tolerance: float, nearby: Nearby) -> Array:
+        """The same for rays close to traced ones, as far as light needs it: [B, LIT, R]."""
+        return self._trace(x, y, tolerance, nearby, LIT)
+
+    def _trace(self, x, y, tolerance, nearby, channels):
+        found = filled((x.shape[0], channels, x.shape[1]), 0, self.device)
+        found[:, DEPTH] = MISS
         for number, piece in enumerate(self.pieces):
-            self._trace_piece(found, piece, number, x, y, tolerance)
+            some, mine = piece.scenes, found
+            rays = [x, y] + ([] if nearby is None else [nearby.around, nearby.same, nearby.depth])
+            if len(some) < len(self.scenes):
+                mine, *rays = (values[some] for values in (found, *rays))
+            hits = self._hits(mine, piece, number, tolerance, *rays)
+            if hits is not None:
+                self._write(mine, piece, number, hits)
+            if mine is not found:
+                found[some] = mine
         return found
 
-    def _trace_piece(self, found, piece, number, x, y, tolerance):
-        rows = piece.scenes[:, None]
-        depth = found[piece.scenes, -1]
-        hits = piece.caster.cast(x[piece.scenes], y[piece.scenes], depth, tolerance)
-        if hits is None:
-            return
-        nearer = hits.hit & (hits.depth > take(depth, hits.index))
+    def _hits(self, found, piece, number, tolerance, x, y, around=None, same=None, depth=None):
+        if around is None:
+            return piece.caster.cast(x, y, found[:, DEPTH], tolerance)
+        here = around == number + 1
+        cast = piece.caster.cast(x, y, found[:, DEPTH], tolerance, here.any(1) & ~same)
+        touched = piece.caster.touch(x, y, depth, same & here[:, HERE])
+        return cast.joined(touched) if cast and touched else cast or touched
+
+    def _write(self, found, piece, number, hits):
+        xp = space(found)
+        nearer = hits.hit & (hits.depth > take(found[:, DEPTH], hits.index))
         keep = rows_of(nearer)
         if not keep.shape[1]:
             return
-        index, nearer, point = take(hits.index, keep), take(nearer, keep), take(hits.point, keep)
-        new = self._describe(piece, number, point, take(hits.sample.gradient, keep), take(hits.sample.weights, keep))
-        new.append(take(hits.depth, keep)[:, None])
-        seen = torch.where(nearer[:, None], torch.cat(new, 1), found[rows, :, index].transpose(1, 2))
-        found[rows, :, index] = seen.transpose(1, 2)
+        index, nearer, point, depth, gradient, weights = (
+            take(values, keep)
+            for values in (hits.index, nearer, hits.point, hits.depth, hits.sample.gradient, hits.sample.weights)
+        )
+        new = self._describe(piece, number, point, gradient, weights, depth, found.shape[1] > LIT)
+        if len(found) > 1:
+            new = xp.where(nearer[:, None], new, take(found, index))
+        put(found, index, new)
 
-    def _describe(self, piece, number, point, gradient, weights) -> list[torch.Tensor]:
-        """All channels but the depth."""
-        normal = unit(gradient)
-        albedo = torch.bmm(piece.colors, weights)
-        made = MATERIALS[piece.group.material](point, normal, albedo, piece.group.part, piece.texture)
-        facts = point.new_tensor([float(piece.person + 1), float(piece.group.costume), float(number + 1)])
-        constants = facts[None, :, None].expand(len(point), 3, point.shape[2])
-        return [
-            made.albedo.clamp(0, 1), piece.caster.normal_to_world(made.normal), made.reflect,
-            chart(piece.group.iuv, point), made.part[:, None].float(), constants,
-        ]  # fmt: skip
+    def _describe(self, piece, number, point, gradient, weights, depth, truth):
+        def constant(value):
+            return filled((len(point), 1, point.shape[2]), float(value), self.device)
+
+        made = MATERIALS[piece.group.material](
+            point, unit(gradient), matmul(piece.colors, weights), piece.group.part, piece.texture
+        )
+        new = [clip(made.albedo, 0, 1), piece.caster.normal_to_world(made.normal), made.reflect, constant(number + 1)]
+        new.append(depth[:, None])
+        if truth:
+            up = matmul(piece.caster.turn, gradient)
+            new += [chart(piece.group.iuv, point), made.part[:, None]]
+            new += [constant(piece.person + 1), constant(piece.group.costume), up[:, :2] / -clip(up[:, 2:], 1e-3)]
+        return space(point).concatenate(new, 1)
 
 
-def _foremost(members: dict[int, Group]) -> float:
-    return max(group.bounds()[1][2] for group in members.values())
+def _likeness(group: Group) -> tuple:
+    """Only groups that are painted alike can share a piece; a batch may mix costumes and hair."""
+    kind = (group.name, group.material, group.melt, int(group.part), group.costume, group.mirrored)
+    return (*kind, bool(group.carves), bool(group.bumps))
 
 
-def _piece(members: dict[int, Group], person: int, device) -> Piece:
-    groups = list(members.values())
+def _foremost(members: dict[int, tuple[Group, np.ndarray]]) -> float:
+    return max(box[1][2] for _, box in members.values())
+
+
+def _piece(members: dict[int, tuple[Group, np.ndarray]], person: int, device) -> Piece:
+    groups, corners = zip(*members.values(), strict=True)
     count = max(len(group.shapes) for group in groups)
     colors = [[shape.color for shape in group.shapes] for group in groups]
-    colors = [row + [(0.0, 0.0, 0.0)] * (count - len(row)) for row in colors]
+    colors = array([row + [(0.0, 0.0, 0.0)] * (count - len(row)) for row in colors], device).swapaxes(1, 2)
     texture = {}
     for key in groups[0].texture:
-        values = torch.tensor([group.texture[key] for group in groups], dtype=torch.float32, device=device)
+        values = array([group.texture[key] for group in groups], device)
         texture[key] = values[:, None] if values.ndim == 1 else values[..., None]
-    colors = torch.tensor(colors, dtype=torch.float32, device=device).transpose(1, 2)
-    scenes = torch.tensor(list(members), device=device)
-    return Piece(scenes, Caster(groups, device), colors, texture, person, groups[0])
+    caster = Caster(list(groups), device, np.array(corners))
+    return Piece(array(list(members), device, np.int64), caster, colors, texture, person, list(groups))

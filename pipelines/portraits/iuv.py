@@ -6,7 +6,7 @@ one (upwards when standing), U around it, from the person's right to the left as
 
 import math
 
-import torch
+from .arrays import Array, clip, either, space, unbind
 
 # name of a group's chart: (index of the back, index of the front, lowest y, highest y in the bone's space)
 CHARTS = {
@@ -20,19 +20,20 @@ CHARTS = {
 }  # fmt: skip
 
 
-def chart(name: str, point: torch.Tensor) -> torch.Tensor:
+def chart(name: str, point: Array) -> Array:
     """I, U and V [B, 3, K] of points [B, 3, K] in the space of the bone of chart ``name``."""
+    xp = space(point)
     back, front, low, high = CHARTS[name]
-    x, y, z = point.unbind(1)
-    v = ((y - low) / (high - low)).clamp(0, 1)
+    x, y, z = unbind(point)
+    v = clip((y - low) / (high - low), 0, 1)
     if name == "head":
         # The head is split into its right (23) and left (24) half; U runs from the back of the head to the face.
-        part = torch.where(x < 0, float(back), float(front))
-        u = torch.atan2(x.abs(), -z) / math.pi
+        part = either(x < 0, back, front)
+        u = xp.arctan2(abs(x), -z) / math.pi
     elif back == front:
-        part = torch.full_like(x, float(back))
-        u = (torch.atan2(x, z) / (2 * math.pi) + 0.5).clamp(0, 1)
+        part = xp.full_like(x, back)
+        u = clip(xp.arctan2(x, z) / (2 * math.pi) + 0.5, 0, 1)
     else:
-        part = torch.where(z < 0, float(back), float(front))
-        u = (torch.atan2(x, z.abs()) / math.pi + 0.5).clamp(0, 1)
-    return torch.stack([part, u, v], 1)
+        part = either(z < 0, back, front)
+        u = clip(xp.arctan2(x, abs(z)) / math.pi + 0.5, 0, 1)
+    return xp.stack([part, u, v], 1)

@@ -1,9 +1,15 @@
 """Points of the face in the picture, and whether they can be seen."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 
+from .arrays import array, tensor
 from .gbuffer import World
 from .parts import Part
+from .raycast import Caster
+from .shapes import Bone
 from .skin import expression_values, face_layout
 
 # The first five are InsightFace's, in its order. Left and right are those of the picture.
@@ -11,6 +17,7 @@ LANDMARKS = (
     "left eye", "right eye", "nose", "left mouth corner", "right mouth corner", "left brow", "right brow", "chin",
     "upper lip", "lower lip", "left cheek", "right cheek",
 )  # fmt: skip
+UPRIGHT = Bone(np.eye(3), np.zeros(3))
 VISIBLE_DEPTH = 0.10  # what lies this much before a point hides it, in head units
 
 
@@ -41,9 +48,10 @@ def face_landmarks(world: World, depth: torch.Tensor, height: int, width: int) -
 
 def _of_one(world, piece, depth, height, width, points, visible):
     who, present = piece.person, piece.scenes.tolist()
-    faces = [_in_face(world.scenes[number].people[who]) for number in present]
-    place = torch.tensor(faces, device=depth.device).transpose(1, 2)
-    for number, at in zip(present, piece.caster.to_world(piece.caster.front(place)), strict=True):
+    faces = array([_in_face(world.scenes[number].people[who]) for number in present], world.device)
+    upright = Caster([replace(group, bone=UPRIGHT) for group in piece.groups], world.device)
+    places = tensor(piece.caster.to_world(upright.front(faces[..., 0], faces[..., 1])))
+    for number, at in zip(present, places, strict=True):
         camera = world.scenes[number].camera
         scale = height / (2 * camera.half_height)
         x = (at[0] - camera.x) * scale + width / 2

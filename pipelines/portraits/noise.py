@@ -2,7 +2,10 @@
 
 import functools
 
+import numpy as np
 import torch
+
+from .arrays import Array, array, as_int, device_of, space
 
 TABLE_BITS = 12
 PRIMES = (73856093, 19349663, 83492791)
@@ -16,36 +19,44 @@ def _hash(value: int) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _table(device: torch.device) -> torch.Tensor:
-    values = [_hash(index + 1) / 2**32 for index in range(1 << TABLE_BITS)]
-    return torch.tensor(values, dtype=torch.float32, device=device)
+def _table(device: torch.device | None) -> Array:
+    return array([_hash(index + 1) / 2**32 for index in range(1 << TABLE_BITS)], device)
 
 
-def noise(*coordinates: torch.Tensor) -> torch.Tensor:
+@functools.lru_cache(maxsize=16)
+def _step(prime: int, device: torch.device | None) -> Array:
+    """From a cell's lower corner to its upper one."""
+    return array([0, prime], device, np.int32)
+
+
+def _look_up(key: Array) -> Array:
+    key ^= key >> 13
+    key &= (1 << TABLE_BITS) - 1
+    table = _table(device_of(key))
+    return table.take(key, mode="clip") if isinstance(key, np.ndarray) else table[key.long()]
+
+
+def noise(*coordinates: Array) -> Array:
     """Smooth noise in 0..1 (mean 0.5) at points given by 1, 2 or 3 coordinates of one shape; the lattice step is 1."""
-    cells = [coordinate.floor() for coordinate in coordinates]
-    parts = [coordinate - cell for coordinate, cell in zip(coordinates, cells, strict=True)]
-    blends = [part * part * (3 - 2 * part) for part in parts]
-    corners = []
-    for cell, prime in zip(cells, PRIMES, strict=False):
-        low = cell.to(torch.int32) * prime
-        corners.append((low, low + prime))
-    return _interpolate(corners, blends, None, _table(coordinates[0].device))
-
-
-def _interpolate(corners, blends, key, table):
-    if not corners:
-        return table[(key ^ (key >> 13)) & ((1 << TABLE_BITS) - 1)]
-    low, high = (
-        _interpolate(corners[1:], blends[1:], side if key is None else key ^ side, table) for side in corners[0]
-    )
-    return torch.lerp(low, high, blends[0])
-
-
-def cells(*coordinates: torch.Tensor) -> torch.Tensor:
-    """A random number in 0..1 for the lattice cell that each point lies in."""
-    key = None
+    xp = space(coordinates[0])
+    blends, keys = [], None
     for coordinate, prime in zip(coordinates, PRIMES, strict=False):
-        side = coordinate.floor().to(torch.int32) * prime
-        key = side if key is None else key ^ side
-    return _table(coordinates[0].device)[(key ^ (key >> 13)) & ((1 << TABLE_BITS) - 1)]
+        cell = xp.floor(coordinate)
+        part = coordinate - cell
+        blends.append(part * part * (3 - 2 * part))
+        sides = as_int(cell) * prime + _step(prime, device_of(cell))[(...,) + (None,) * cell.ndim]
+        # One axis of two for every coordinate, so that all corners of a cell are looked up at once.
+        keys = sides if keys is None else keys[(slice(None),) * (len(blends) - 1) + (None,)] ^ sides
+    values = _look_up(keys)
+    for blend in blends:
+        low, high = values
+        values = low + (high - low) * blend
+    return values
+
+
+def cells(*coordinates: Array) -> Array:
+    """A random number in 0..1 for the lattice cell that each point lies in."""
+    key = 0
+    for coordinate, prime in zip(coordinates, PRIMES, strict=False):
+        key = as_int(space(coordinate).floor(coordinate)) * prime ^ key
+    return _look_up(key)

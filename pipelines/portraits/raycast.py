@@ -1,4 +1,4 @@
-"""Parallel rays against groups of shapes: closed-form entry, a short walk to the blended surface, shadows.
+"""Parallel rays against groups of shapes: closed-form entry, then a short walk to the blended surface.
 
 The camera is a very long lens, so all rays run along -z and a landmark's pixel is a multiple of its x and y.
 """
@@ -6,13 +6,13 @@ The camera is a very long lens, so all rays run along -z and a landmark's pixel 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from .arrays import Array, array, as_float, clip, matmul, rows_of, space, take, unit
 from .fields import GroupField, Sample
-from .shapes import Group
+from .lines import END, GroupLines, features
+from .shapes import Group, boxes
 
 MISS = -1e3  # depth of a ray that hits nothing
-END = 2e3  # where rays go that have nothing more to meet
 EXACT_MELT = 0.02
 SLOW = 0.75  # a step that leaves more than this share of the distance grazes
 ROUNDS = 5  # of one or two steps each; most rays need one
@@ -20,205 +20,184 @@ ROUNDS = 5  # of one or two steps each; most rays need one
 MIN_SLOPE = 0.35
 
 
-def rows_of(mask: torch.Tensor) -> torch.Tensor:
-    """Where ``mask`` [B, R] is true: indices [B, K], K the largest count of a row.
-
-    A row with fewer is filled up by repeating its first, one without any by its ray 0: that costs a little and changes
-    nothing, because a ray's result does not depend on how often it is asked for.
-    """
-    count = mask.sum(1)
-    most = int(count.max())
-    row, column = mask.nonzero(as_tuple=True)
-    if len(mask) == 1:
-        return column[None]
-    place = torch.arange(len(row), device=mask.device) - (count.cumsum(0) - count)[row]
-    first = mask.byte().argmax(1, keepdim=True)
-    index = first.expand(-1, most).clone()
-    index[row, place] = column
-    return index
-
-
-def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Vectors [B, 3, K] at length 1."""
-    return vectors * (vectors * vectors).sum(1, keepdim=True).clamp_(min=1e-12).rsqrt_()
-
-
-def take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Entries [B, ..., K] of ``values`` [B, ..., R] at ``index`` [B, K]."""
-    if len(index) == 1:
-        return values[..., index[0]]
-    shape = (len(index),) + (1,) * (values.ndim - 2) + (index.shape[1],)
-    return values.gather(-1, index.view(shape).expand(*values.shape[:-1], -1))
-
-
 @dataclass
 class Hits:
     """Where rays meet a group in S scenes: ray index, hit, depth [S, K]; points [S, 3, K] in the bone's space."""
 
-    index: torch.Tensor
-    hit: torch.Tensor
-    depth: torch.Tensor
-    point: torch.Tensor
+    index: Array
+    hit: Array
+    depth: Array
+    point: Array
     sample: Sample
+
+    def joined(self, other: "Hits") -> "Hits":
+        """These hits and the others."""
+        sample = Sample(*(_beside(self.sample, other.sample, name) for name in ("value", "gradient", "weights")))
+        return Hits(*(_beside(self, other, name) for name in ("index", "hit", "depth", "point")), sample)
+
+
+def _beside(one, other, name):
+    values = [getattr(one, name), getattr(other, name)]
+    return space(values[0]).concatenate(values, -1)
 
 
 class Caster:
-    """One group of S scenes, ready for rays: field, bones and boxes to cull by."""
+    """One group of S scenes, ready for rays: field, bones and boxes [S, 2, 3] to cull by."""
 
-    def __init__(self, groups: list[Group], device):
+    def __init__(self, groups: list[Group], device, corners: np.ndarray | None = None):
         self.field = GroupField(groups, device)
-
-        def tensor(values):
-            return torch.from_numpy(np.stack(values).astype(np.float32)).to(device)
-
-        self.turn = tensor([group.bone.turn for group in groups])
-        self.origin = tensor([group.bone.origin for group in groups])[..., None]
-        corners = [group.bounds() for group in groups]
-        self.low, self.high = tensor([low for low, _ in corners]), tensor([high for _, high in corners])
+        turn = np.stack([group.bone.turn for group in groups])
+        origin = np.stack([group.bone.origin for group in groups])
+        corners = boxes(groups) if corners is None else corners
+        middle = corners.mean(1) * (1, 1, 0)  # what is near 0 is exact in quadratics
+        self.lines = GroupLines(self.field, (turn, origin - middle), device)
+        self.turn, self.origin = array(turn, device), array(origin[..., None], device)
+        self.low, self.high, self.middle = (array(part, device) for part in (corners[:, 0], corners[:, 1], middle))
         highest = max([height for group in groups for _, height in group.bumps], default=0.0)
         # Shapes that hardly blend need no walk: where a ray enters the first of them is where it meets the group.
         self.exact = groups[0].melt <= EXACT_MELT and self.field.bumps is None and self.field.carves is None
         self.margin = 0.0 if self.exact else 1.1 * groups[0].melt + 0.6 * highest
 
-    def cast(self, x: torch.Tensor, y: torch.Tensor, depth: torch.Tensor, tolerance: float) -> Hits | None:
+    def inside(self, x: Array, y: Array) -> Array:
+        """Which rays [S, R] pass through the group's box."""
+        return (x > self.low[:, :1]) & (x < self.high[:, :1]) & (y > self.low[:, 1:2]) & (y < self.high[:, 1:2])
+
+    def cast(self, x: Array, y: Array, depth: Array, tolerance: float, near: Array | None = None) -> Hits | None:
         """Nearest hits of rays through ``x``, ``y`` in front of ``depth`` [S, R], which something else has already.
 
-        Within ``tolerance`` of the surface counts as a hit.
+        Within ``tolerance`` of the surface counts as a hit. ``near`` [S, R]: which rays to cast, else all.
         """
-        inside = (x > self.low[:, :1]) & (x < self.high[:, :1]) & (y > self.low[:, 1:2]) & (y < self.high[:, 1:2])
-        index = rows_of(inside)
+        xp = space(x)
+        inside = self.inside(x, y)
+        index = rows_of(inside if near is None else inside & near)
         if not index.shape[1]:
             return None
-        origin, direction = self._local_rays(take(x, index), take(y, index))
-        entries = self._entries(origin, direction)
-        limit = -take(depth, index)
-        keep = rows_of(entries.amin(1) < limit)
+        x, y, limit = take(x, index), take(y, index), -take(depth, index)
+        seen = features(x - self.middle[:, :1], y - self.middle[:, 1:2])
+        entries = self._entries(seen)
+        start = xp.amin(entries, 1)
+        keep = rows_of(start < limit)
         if not keep.shape[1]:
             return None
-        index, origin, entries, limit = (take(values, keep) for values in (index, origin, entries, limit))
-        return self._walk(index, origin, direction, entries, limit, tolerance)
-
-    def _local_rays(self, x, y):
-        """Rays in the bone's space, starting on the plane z = 0 of the world."""
-        world = torch.stack([x, y, torch.zeros_like(x)], 1) - self.origin
-        return torch.bmm(self.turn.transpose(1, 2), world), -self.turn[:, 2, :, None]
-
-    def _entries(self, origin, direction):
-        """Distances [B, P, K] along the rays at which they enter the shapes, made larger by the blend."""
-        if self.field.mirrored:
-            flip = origin.new_tensor([-1.0, 1.0, 1.0])[None, :, None]
-            return torch.cat([self._one_side(origin, direction), self._one_side(origin * flip, direction * flip)], 1)
-        return self._one_side(origin, direction)
-
-    def _one_side(self, origin, direction):
-        shapes = self.field.shapes
-        batch, count = shapes.offset.shape[:2]
-        matrix = shapes.matrix.reshape(batch, -1, 3)
-        a = torch.baddbmm(shapes.offset.reshape(batch, -1, 1), matrix, origin).view(batch, count, 3, -1)
-        d = torch.bmm(matrix, direction).view(batch, count, 3, 1)
-        grown = 1 + self.margin * shapes.slope.amax(2).sqrt()
-        if not shapes.swept:
-            return _sphere_entry(a, d, grown.square())
-        if not self.exact:
-            return _around_entry(a, d, grown, shapes.sweep)
-        shift = torch.zeros_like(d)
-        shift[:, :, 1] = shapes.sweep
-        ends = torch.minimum(_sphere_entry(a - shift, d, 1.0), _sphere_entry(a + shift, d, 1.0))
-        return torch.minimum(ends, _tube_entry(a, d, shapes.sweep))
-
-    def _walk(self, index, origin, direction, entries, limit, tolerance) -> Hits:
-        start = entries.amin(1)
+        x, y, index, limit, start = (take(values, keep) for values in (x, y, index, limit, start))
         meets = start < limit
         if self.exact:
-            point = torch.addcmul(origin, direction, start[:, None])
-            return Hits(index, meets, torch.where(meets, -start, MISS), point, self.field.sample(point))
-        distance = torch.where(meets, start, END)
-        walk = (origin, direction, entries, limit)
-        distance, reached = self._approach(*walk, distance, tolerance, 2, relief=False)
-        if self.field.bumps is not None:
-            distance, reached = self._approach(*walk, distance, tolerance, 1, relief=True)
-        point = torch.addcmul(origin, direction, distance[:, None])
-        sample = self.field.sample(point)
-        slope = -(sample.gradient * direction).sum(1)
-        hit = meets & (reached | (sample.value < tolerance))
-        distance = distance + sample.value / slope.clamp(min=MIN_SLOPE)
-        point = torch.addcmul(origin, direction, distance[:, None])
-        return Hits(index, hit, torch.where(hit, -distance, MISS), point, sample)
+            return self._exact_hits(x, y, index, meets, start)
+        walk = (take(seen, keep), take(entries, keep), limit)
+        reached, distance = self._walk(walk, xp.where(meets, start, END), tolerance)
+        keep = rows_of(meets & (reached | (distance < limit)))
+        if not keep.shape[1]:
+            return None
+        x, y, index, distance, meets, reached = (
+            take(values, keep) for values in (x, y, index, distance, meets, reached)
+        )
+        hits = self._settle(x, y, index, meets, distance)
+        hits.hit = meets & (reached | (hits.sample.value < tolerance))
+        return hits
 
-    def _approach(self, origin, direction, entries, limit, distance, tolerance, steps, relief):
-        """Walk to the surface, ``steps`` at a time, ever fewer rays: distances and whether there is one, [B, K]."""
-        index, here = None, distance
-        reached = torch.ones_like(distance, dtype=torch.bool)
+    def touch(self, x: Array, y: Array, depth: Array, these: Array) -> Hits | None:
+        """Hits of ``these`` [S, R] of the rays, of which it is known that they meet the surface close to ``depth``."""
+        index = rows_of(these)
+        if not index.shape[1]:
+            return None
+        x, y, distance, hit = take(x, index), take(y, index), -take(depth, index), take(these, index)
+        return self._settle(x, y, index, hit, distance)
+
+    def front(self, x: Array, y: Array) -> Array:
+        """The foremost points [S, 3, K], in the bone's space, at these places [S, K] of the world."""
+        seen = features(x - self.middle[:, :1], y - self.middle[:, 1:2])
+        entries = self._entries(seen)
+        start = space(x).amin(entries, 1)
+        distance = self._walk((seen, entries, -MISS + 0 * start), start, 1.0)[1]
+        return self._settle(x, y, None, start < END, distance).point
+
+    def _exact_hits(self, x, y, index, meets, start):
+        point = self._to_local(x, y, start)
+        return Hits(index, meets, space(x).where(meets, -start, MISS), point, self.field.sample(point))
+
+    def _settle(self, x, y, index, hit, distance):
+        """One last step from close to the surface onto it."""
+        sample = self.field.sample(self._to_local(x, y, distance))
+        slope = (sample.gradient * self.turn[:, 2][..., None]).sum(1)
+        distance = distance + sample.value / clip(slope, MIN_SLOPE)
+        depth = space(x).where(hit, -distance, MISS)
+        return Hits(index, hit, depth, self._to_local(x, y, distance), sample)
+
+    def _to_local(self, x, y, gone):
+        xp = space(x)
+        return matmul(self.turn.swapaxes(1, 2), xp.stack([x, y, -gone], 1) - self.origin)
+
+    def _entries(self, seen):
+        """Distances [S, P, K] along the rays at which they enter the shapes, made larger by the blend."""
+        shapes = self.lines.shapes
+        sides = [shapes.along(seen, side).entries(self.margin) for side in range(shapes.rows.shape[1])]
+        return sides[0] if len(sides) == 1 else space(seen).concatenate(sides, 1)
+
+    def _side(self, seen, gone):
+        """Which half of a mirrored group rays are in: 0 where the bone's x is positive, else 1."""
+        if not self.field.mirrored:
+            return 0
+        at = (self.turn[:, :2, 0] * (self.middle[:, :2] - self.origin[:, :2, 0])).sum(1)[:, None]
+        across = seen[:, 1] * self.turn[:, :1, 0] + seen[:, 2] * self.turn[:, 1:2, 0] + at
+        return as_float(across < (gone + self.origin[:, 2]) * self.turn[:, 2:, 0])
+
+    def _walk(self, walk, distance, tolerance):
+        """Which rays get to the surface, and how far they have gone then."""
+        reached, distance = self._approach(walk, distance, tolerance, 2, relief=False)
+        if self.field.bumps is not None:
+            reached, distance = self._approach(walk, distance, tolerance, 1, relief=True)
+        return reached, distance
+
+    def _approach(self, walk, distance, tolerance, steps, relief):
+        """Walk to the surface, ``steps`` at a time, ever fewer rays: whether they may be there, and distances."""
+        xp, index, here = space(distance), None, distance
+        seen, entries, limit = walk
+        reached, distance = xp.ones_like(distance, dtype=bool), distance
         for _ in range(ROUNDS):
-            value = None
+            curves, value = self.lines.along(seen, self._side(seen, here), relief), None
             for _ in range(steps):
                 before = value
-                value = self.field.value(torch.addcmul(origin, direction, here[:, None]), relief)
+                value = curves.value(here)
                 here = here + value * 1.1
             there = value <= tolerance
-            distance = here if index is None else distance.scatter(1, index, here)
-            reached = there if index is None else reached.scatter(1, index, there)
+            reached, distance = _written(reached, index, there), _written(distance, index, here)
             going = rows_of(~there & (here < limit))
             if not going.shape[1]:
                 break
             index = going if index is None else take(index, going)
-            origin, entries, limit, here = (take(values, going) for values in (origin, entries, limit, here))
-            away = take(value, going)
-            if self.field.carves is not None:
-                away = self.field.union(torch.addcmul(origin, direction, here[:, None]))
-            graze = value > SLOW * before if before is not None else torch.zeros_like(value, dtype=torch.bool)
-            here = self._skip(entries, here, away, take(graze, going))
-        return distance, reached
+            left = xp.zeros_like(value) if before is None else value / clip(abs(before), 1e-9)
+            away = value if self.field.carves is None else curves.union(here)
+            here, left, away, seen, entries, limit = (
+                take(values, going) for values in (here, left, away, seen, entries, limit)
+            )
+            here = self._skip(entries, here, away, left)
+        return reached, distance
 
-    def _skip(self, entries, here, away, graze):
+    def _skip(self, entries, here, away, left):
         """Rays that are out of every shape's reach jump to the next one they enter, or end; so do those that graze.
 
-        away: distance from the shapes; graze: does the ray come hardly nearer? It goes on where nothing else follows.
+        away: distance from the shapes; left: the share of the distance to the surface that the last step left over. A
+        ray that hardly comes nearer goes on where nothing else follows, unless it even goes away again.
         """
-        later = torch.where(entries > here[:, None], entries, END).amin(1)
-        return torch.where(
-            (away > 1.3 * self.margin) | (graze & (away > 0.4 * self.margin) & (later < END)), later, here
-        )
+        xp = space(here)
+        later = xp.amin(xp.where(entries > here[:, None], entries, END), 1)
+        graze = (left > SLOW) & (away > 0.4 * self.margin)
+        return xp.where((away > 1.3 * self.margin) | (graze & ((later < END) | (left > 1))), later, here)
 
-    def normal_to_world(self, gradient: torch.Tensor) -> torch.Tensor:
+    def normal_to_world(self, gradient: Array) -> Array:
         """Unit normals [B, 3, K] in the world from slopes in the bone's space."""
-        return unit(torch.bmm(self.turn, gradient))
+        return unit(matmul(self.turn, gradient))
 
-    def to_world(self, point: torch.Tensor) -> torch.Tensor:
+    def to_world(self, point: Array) -> Array:
         """World points [B, 3, K] from points in the bone's space."""
-        return torch.bmm(self.turn, point) + self.origin
-
-    def front(self, place: torch.Tensor) -> torch.Tensor:
-        """The foremost points [S, 3, K] of the surface, along the bone's own z axis, at x, y = ``place`` [S, 2, K]."""
-        origin = torch.cat([place, torch.zeros_like(place[:, :1])], 1)
-        direction = place.new_tensor([0, 0, -1.0])[None, :, None].expand(len(place), 3, 1)
-        index = torch.arange(place.shape[2], device=place.device)[None].expand(len(place), -1)
-        limit = torch.full_like(origin[:, 0], -MISS)
-        return self._walk(index, origin, direction, self._entries(origin, direction), limit, 1.0).point
+        return matmul(self.turn, point) + self.origin
 
 
-def _sphere_entry(a, d, square_radius):
-    """Entry [B, P, K] into spheres around 0 for rays ``a + t d``."""
-    length = (d * d).sum(2)
-    middle = torch.matmul(d.transpose(2, 3), a)[:, :, 0]
-    root = middle * middle - length * ((a * a).sum(2) - square_radius)
-    entry = (-middle - root.clamp(min=0).sqrt_()) / length
-    return torch.where(root > 0, entry, END)
-
-
-def _around_entry(a, d, radius, sweep):
-    """Entry [B, P, K] into the smallest such ellipsoids around spheres of ``radius`` that are swept along y."""
-    share = sweep / (radius + sweep)
-    wide = radius * (1 + share * share).sqrt()
-    scale = torch.stack([1 / wide, radius / (wide * (radius + sweep)), 1 / wide], 2)
-    return _sphere_entry(a * scale, d * scale, 1.0)
-
-
-def _tube_entry(a, d, sweep):
-    """Entry [B, P, K] into tubes of radius 1 around y, as long as the swept axis."""
-    length = (d[:, :, 0].square() + d[:, :, 2].square()).clamp(min=1e-9)
-    middle = a[:, :, 0] * d[:, :, 0] + a[:, :, 2] * d[:, :, 2]
-    root = middle * middle - length * (a[:, :, 0].square() + a[:, :, 2].square() - 1)
-    entry = (-middle - root.clamp(min=0).sqrt_()) / length
-    inside = (root > 0) & ((a[:, :, 1] + entry * d[:, :, 1]).abs() <= sweep)
-    return torch.where(inside, entry, END)
+def _written(values, index, new):
+    """``values`` [B, R] with ``new`` [B, K] at ``index``; all of it where that is ``None``."""
+    if index is None:
+        return new
+    if isinstance(values, np.ndarray):
+        values[0, index[0]] = new[0]
+        return values
+    return values.scatter(1, index, new)

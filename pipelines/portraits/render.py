@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 
+from .antialias import Rays, antialias, arriving, picture
+from .arrays import array, as_float, like, space, tensor
 from .backgrounds import background
 from .captions import caption
 from .gbuffer import CHANNELS, World
 from .landmarks import face_landmarks
 from .parameters import Person
 from .parts import FACE_PARTS, Part
-from .raycast import MISS, rows_of, take
 from .scene import Scene, scene_of
-from .shading import LightRig, film, radiance
+from .shading import LightRig
 
-# Where the four extra rays of a pixel at an edge go, in pixels from its middle.
-EDGE_SAMPLES = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
 EXPRESSIVE = ("head", "beard")  # the groups that an expression changes
-ALBEDO_EDGE, DEPTH_EDGE, NORMAL_EDGE = 0.45, 0.15, 0.6
 
 
 @dataclass
@@ -70,8 +69,10 @@ def render(
     if not scenes or min(height, width) < 16:
         raise ValueError(f"{len(scenes)} scenes at {width}x{height}: give at least one, and at least 16 pixels a side.")
     device = torch.device(device)
-    step = 1 if device.type == "cpu" else len(scenes)
-    batches = [_render(scenes[start : start + step], height, width, device) for start in range(0, len(scenes), step)]
+    if device.type == "cpu":
+        batches = [_render([scene], height, width, None) for scene in scenes]
+    else:
+        batches = [_render(scenes, height, width, device)]
     return batches[0] if len(batches) == 1 else _join(batches)
 
 
@@ -96,72 +97,27 @@ def _pad_people(value: torch.Tensor, count: int, fill) -> torch.Tensor:
     return torch.cat([value, missing], 1)
 
 
-def _render(scenes: list[Scene], height: int, width: int, device) -> Render:
+def _render(scenes: list[Scene], height: int, width: int, device: torch.device | None) -> Render:
+    """Scenes at once with torch on ``device``, or one scene with numpy where that is ``None``."""
     world = World(scenes, device, width / height)
     rig = LightRig([scene.lighting for scene in scenes], device)
-    pixel = torch.tensor([2 * scene.camera.half_height / height for scene in scenes], device=device)[:, None]
-    x, y = _pixel_centers(scenes, height, width, pixel, device)
+    pixel = array([[2 * scene.camera.half_height / height] for scene in scenes], device)
+    x, y = _pixel_centers(scenes, height, width, pixel)
     tolerance = 0.35 * float(pixel.min())
-    centers = world.trace(x, y, tolerance)
-    behind = torch.stack([background(scene.background, height, width, device) for scene in scenes]).flatten(2)
-    image = film(_light(world, rig, centers, x, y, behind))
-    alpha = (centers[:, -1:] > MISS).float()
-    edge = rows_of(_edges(centers, height, width))
-    if edge.shape[1]:
-        _antialias(world, rig, image, alpha, edge, x, y, pixel, tolerance, behind)
-    return _truth(world, centers, image, alpha, height, width)
+    behind = space(x).stack([background(scene.background, height, width, device) for scene in scenes])
+    rays = Rays(x, y, world.trace(x, y, tolerance), behind.reshape(len(scenes), 3, -1))
+    rays.arrives = arriving(world, rig, rays, rays.hit())
+    image = picture(rig, rays).reshape(len(scenes), 3, height, width)
+    alpha = as_float(rays.hit()).reshape(len(scenes), 1, height, width)
+    antialias(world, rig, image, alpha, rays, pixel, tolerance)
+    return _truth(world, *(tensor(values) for values in (rays.found, image, alpha)), height, width)
 
 
-def _pixel_centers(scenes, height, width, pixel, device):
-    row = (torch.arange(height, device=device) + 0.5 - height / 2).repeat_interleave(width)
-    column = (torch.arange(width, device=device) + 0.5 - width / 2).repeat(height)
-    middle = torch.tensor([[scene.camera.x, scene.camera.y] for scene in scenes], device=device)
-    return middle[:, :1] + column * pixel, middle[:, 1:] - row * pixel
-
-
-def _light(world, rig, found, x, y, behind):
-    """Linear light [B, 3, R]: surfaces where there are some, else the background."""
-    seen = found[:, -1] > MISS
-    index = rows_of(seen)
-    if not index.shape[1]:
-        return behind
-    near = take(found, index)
-    point = torch.stack([take(x, index), take(y, index), near[:, -1]], 1)
-    albedo, normal, reflect = (near[:, CHANNELS[name]] for name in ("albedo", "normal", "reflect"))
-    lit = radiance(rig, world.occluders, point, normal, albedo, reflect) * rig.exposure
-    lit = torch.where(take(seen, index)[:, None], lit, take(behind, index))
-    return behind.scatter(2, index[:, None].expand_as(lit), lit)
-
-
-def _edges(found, height, width) -> torch.Tensor:
-    """Pixels [B, R] beside which something else is seen."""
-    grid = found.unflatten(2, (height, width))
-    albedo = grid[:, :3].sum(1)
-    what = grid[:, 13] + 64 * grid[:, 16]
-    facing, depth = grid[:, 5], grid[:, 17]
-    edge = torch.zeros(what.shape, dtype=torch.bool, device=found.device)
-    for axis in (1, 2):
-        count = what.shape[axis] - 1
-        pairs = [(map_.narrow(axis, 0, count), map_.narrow(axis, 1, count)) for map_ in (what, albedo, depth, facing)]
-        differs = pairs[0][0] != pairs[0][1]
-        for (one, other), limit in zip(pairs[1:], (ALBEDO_EDGE, DEPTH_EDGE, NORMAL_EDGE), strict=True):
-            differs |= (one - other).abs() > limit
-        edge.narrow(axis, 0, count).logical_or_(differs)
-        edge.narrow(axis, 1, count).logical_or_(differs)
-    return edge.flatten(1)
-
-
-def _antialias(world, rig, image, alpha, edge, x, y, pixel, tolerance, behind):
-    """Average four more rays into every pixel at an edge, as the eye would: after the film."""
-    shifts = torch.tensor(EDGE_SAMPLES, device=x.device)
-    count = len(shifts)
-    at_x = (take(x, edge)[..., None] + shifts[:, 0] * pixel[..., None]).flatten(1)
-    at_y = (take(y, edge)[..., None] + shifts[:, 1] * pixel[..., None]).flatten(1)
-    found = world.trace(at_x, at_y, tolerance)
-    light = film(_light(world, rig, found, at_x, at_y, take(behind, edge).repeat_interleave(count, 2)))
-    spot = edge[:, None]
-    image.scatter_(2, spot.expand(-1, 3, -1), light.unflatten(2, (-1, count)).mean(3))
-    alpha.scatter_(2, spot, (found[:, -1:] > MISS).float().unflatten(2, (-1, count)).mean(3))
+def _pixel_centers(scenes, height, width, pixel):
+    row = like(np.arange(height) + 0.5 - height / 2, pixel)[:, None] + like(np.zeros(width), pixel)
+    column = like(np.arange(width) + 0.5 - width / 2, pixel)[None] + like(np.zeros((height, 1)), pixel)
+    middle = like([[scene.camera.x, scene.camera.y] for scene in scenes], pixel)
+    return middle[:, :1] + column.reshape(-1) * pixel, middle[:, 1:] - row.reshape(-1) * pixel
 
 
 def _truth(world, found, image, alpha, height, width) -> Render:
@@ -171,12 +127,14 @@ def _truth(world, found, image, alpha, height, width) -> Render:
     maps = {name: grid(found[:, channels]) for name, channels in CHANNELS.items()}
     part, person = maps["part"].int(), maps["person"].int()
     landmarks, visible = face_landmarks(world, maps["depth"], height, width)
-    moving = [number + 1.0 for number, piece in enumerate(world.pieces) if piece.group.name in EXPRESSIVE]
-    head = torch.isin(maps["piece"], torch.tensor(moving, device=part.device))
+    head = torch.zeros_like(part, dtype=torch.bool)
+    for number, piece in enumerate(world.pieces):
+        if piece.group.name in EXPRESSIVE:
+            head |= maps["piece"] == number + 1
     most = max(len(scene.people) for scene in world.scenes)
     labels = [[person.identity.label for person in scene.people] for scene in world.scenes]
     return Render(
-        image=grid(image).clamp(0, 1), alpha=grid(alpha), part=part, person=person, depth=maps["depth"],
+        image=image.clamp(0, 1), alpha=alpha, part=part, person=person, depth=maps["depth"],
         normal=maps["normal"], albedo=maps["albedo"], iuv=maps["iuv"], costume=maps["costume"] > 0, expression=head,
         landmarks=landmarks, visible=visible, face_box=_face_boxes(part, person, most),
         label=torch.tensor([row + [-1] * (most - len(row)) for row in labels], device=part.device),

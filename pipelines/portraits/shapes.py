@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 Vector = tuple[float, float, float]
+AXES = np.eye(3)
 
 
 def rotation(yaw: float = 0, pitch: float = 0, roll: float = 0) -> np.ndarray:
@@ -49,23 +50,23 @@ class Shape:
 
 def ellipsoid(center: Vector, radii: Vector, color: Vector = (0, 0, 0), turn: np.ndarray | None = None) -> Shape:
     """An ellipsoid with these radii along its own axes, turned by ``turn``."""
-    axes = np.eye(3) if turn is None else turn.T
-    matrix = axes / np.asarray(radii, float)[:, None]
-    return Shape(matrix, -matrix @ np.asarray(center, float), 0.0, color)
+    axes = AXES if turn is None else turn.T
+    matrix = axes / np.array([[radius] for radius in radii])
+    return Shape(matrix, -matrix @ np.array(center, float), 0.0, color)
 
 
 def capsule(start, end, radius: float, color: Vector = (0, 0, 0), depth: float | None = None) -> Shape:
     """A round rod between two points; ``depth`` is its radius towards the camera where it is not round."""
-    start, end = np.asarray(start, float), np.asarray(end, float)
-    length = float(np.linalg.norm(end - start))
-    along = (end - start) / length
-    x, y, z = along
-    side = np.array((y, -x, 0.0) if abs(z) < 0.9 else (0.0, z, -y))
-    side /= np.linalg.norm(side)
-    u, v, w = side
+    way = [float(to - at) for at, to in zip(start, end, strict=True)]
+    length = math.hypot(*way)
+    x, y, z = along = [part / length for part in way]
+    u, v, w = (y, -x, 0.0) if abs(z) < 0.9 else (0.0, z, -y)
+    wide = math.hypot(u, v, w)
+    u, v, w = side = (u / wide, v / wide, w / wide)
     axes = np.array([side, along, (v * z - w * y, w * x - u * z, u * y - v * x)])
-    matrix = axes / np.array([radius, radius, depth or radius])[:, None]
-    return Shape(matrix, -matrix @ (start + end) / 2, length / 2 / radius, color)
+    matrix = axes / np.array([[radius], [radius], [depth or radius]])
+    middle = np.array([(at + to) / 2 for at, to in zip(start, end, strict=True)])
+    return Shape(matrix, -matrix @ middle, length / 2 / radius, color)
 
 
 @dataclass
@@ -93,14 +94,35 @@ class Group:
     mirrored: bool = False
     shadow: int = 4
 
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest corner [3] of a box around the group in the world, with room for relief and blending."""
-        inverse = np.linalg.inv(np.stack([shape.matrix for shape in self.shapes]))
-        sweep = np.array([shape.sweep for shape in self.shapes])
-        centers = -np.einsum("pij,pj->pi", inverse, np.stack([shape.offset for shape in self.shapes]))
-        halves = np.sqrt((inverse**2).sum(2)) + sweep[:, None] * np.abs(inverse[:, :, 1])
-        if self.mirrored:
-            centers, halves = np.concatenate([centers, centers * (-1, 1, 1)]), np.concatenate([halves, halves])
-        centers, halves = centers @ self.bone.turn.T + self.bone.origin, halves @ np.abs(self.bone.turn).T
-        room = self.melt
-        return (centers - halves).min(0) - room, (centers + halves).max(0) + room
+
+@dataclass(frozen=True)
+class Stack:
+    """N shapes as arrays: matrix [N, 3, 3], offset [N, 3], sweep [N]."""
+
+    matrix: np.ndarray
+    offset: np.ndarray
+    sweep: np.ndarray
+
+    @staticmethod
+    def of(shapes: list[Shape]) -> "Stack":
+        """The shapes in their order."""
+        numbers = np.array([shape.matrix for shape in shapes]), np.array([shape.offset for shape in shapes])
+        return Stack(*numbers, np.array([shape.sweep for shape in shapes]))
+
+
+def boxes(groups: list[Group]) -> np.ndarray:
+    """Lowest and highest corners [G, 2, 3] of boxes around groups in the world, with room for blending."""
+    counts = [len(group.shapes) for group in groups]
+    stack = Stack.of([shape for group in groups for shape in group.shapes])
+    turn = np.repeat([group.bone.turn for group in groups], counts, 0)
+    inverse = np.linalg.inv(stack.matrix)
+    centers = -(inverse @ stack.offset[..., None])[..., 0]
+    halves = np.sqrt((inverse**2).sum(2)) + stack.sweep[:, None] * np.abs(inverse[:, :, 1])
+    halves = (np.abs(turn) @ halves[..., None])[..., 0]
+    other = centers * np.repeat([(-1 if group.mirrored else 1, 1, 1) for group in groups], counts, 0)
+    centers, other = ((turn @ middle[..., None])[..., 0] for middle in (centers, other))
+    first = np.cumsum([0, *counts[:-1]])
+    low = np.minimum.reduceat(np.minimum(centers, other) - halves, first)
+    high = np.maximum.reduceat(np.maximum(centers, other) + halves, first)
+    origin, room = np.array([group.bone.origin for group in groups]), np.array([[group.melt] for group in groups])
+    return np.stack([low + origin - room, high + origin + room], 1)

@@ -59,7 +59,7 @@ def _leg(pose, torso, name, side, tall):
     return {f"upper_leg_{name}": upper, f"lower_leg_{name}": lower, f"foot_{name}": foot}
 
 
-def person_groups(person: Person, place=(0, 0, 0)) -> tuple[list[Group], Skeleton]:
+def person_groups(person: Person, place=(0, 0, 0)) -> list[Group]:
     """All groups of one person standing at ``place``."""
     bones = skeleton(person.pose, person.identity.height, place)
     identity, layout, outfit = person.identity, face_layout(person.identity), outfit_of(person)
@@ -68,7 +68,7 @@ def person_groups(person: Person, place=(0, 0, 0)) -> tuple[list[Group], Skeleto
     groups += beard_groups(identity, bones.head, expression_values(person)["mouth_open"])
     groups += glasses_groups(identity, bones.head, layout["eye_x"], layout["eye_y"])
     groups += _torso(person, bones, outfit) + _limbs(person, bones, outfit)
-    return groups + costume_groups(person, bones.head, bones.torso, bones.limbs), bones
+    return groups + costume_groups(person, bones.head, bones.torso, bones.limbs)
 
 
 def _torso(person, bones, outfit: Outfit) -> list[Group]:

@@ -13,8 +13,7 @@ import pytest
 import torch
 from comfyui_server import ComfyRunError
 from likeness.pipelines.images import from_uint8, load_image, save_image, to_uint8
-from likeness.pipelines.spl import StructureSettings, preserve_structure
-from likeness.pipelines.spl import structure_loss
+from likeness.pipelines.spl import StructureSettings, preserve_structure, structure_loss
 from likeness.pipelines.spl.damage import lossy_edit
 from likeness.pipelines.spl.score import score_structure
 from PIL import Image
