@@ -92,7 +92,9 @@ def load_unet(weights: dict[str, torch.Tensor], config: dict, scaling_factor: fl
     """A MODEL, loaded and managed as ComfyUI's own loader does it."""
 
     class Latents(comfy.latent_formats.SD15):
-        scale_factor = scaling_factor
+        def __init__(self):
+            super().__init__()
+            self.scale_factor = scaling_factor
 
     class Family(comfy.supported_models.SD15):
         unet_extra_config = {"num_heads": config["attention_head_dim"], "num_head_channels": -1}

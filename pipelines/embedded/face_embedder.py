@@ -37,7 +37,8 @@ class FaceClassifier(nn.Module):
     def __init__(self, embedder, people: int):
         super().__init__()
         self.embedder = embedder
-        self.people = nn.Parameter(torch.randn(people, embedder.config.hidden_sizes[-1]))
+        # Small, because only their directions count: the optimiser's steps have to be able to turn them.
+        self.people = nn.Parameter(0.01 * torch.randn(people, embedder.config.hidden_sizes[-1]))
 
     def forward(self, faces: Tensor) -> Tensor:
         """Cosines [B, people] between aligned faces [B, 3, 64, 64] in -1..1 and the people."""
