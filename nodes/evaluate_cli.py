@@ -120,10 +120,7 @@ def run_embedded(options: argparse.Namespace) -> int:
     if not 2 <= options.generated <= len(held_out):
         raise ValueError(f"--generated is {options.generated}: give 2 to {len(held_out)}, the held-out captions.")
     if options.output is not None:
-        missing = [name for name in EXPORTS if getattr(options, name) is None]
-        if missing:
-            raise ValueError(f"--{missing[0].replace('_', '-')} is missing: --output is made from all four exports.")
-        assemble(options.output, {name: getattr(options, name) for name in EXPORTS})
+        assemble(options.output, {name: getattr(options, name) for name in EXPORTS if getattr(options, name)})
     folder = options.output or options.measure
     figures = measure_family(
         load_family(folder), judge, held_out, options.generated, options.guidance_scale, options.steps, _show

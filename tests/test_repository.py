@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ROOT / "examples_workflows"
 SOURCES = [*sorted((ROOT / "pipelines").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py")), ROOT / "__init__.py"]
-SCRIPTS = {"quickstart.py", "dataset_cli.py", "pack.py", "environment.py", "comfyui_server.py", "train_cli.py", "evaluate_cli.py"}
+SCRIPTS = {
+    "quickstart.py", "dataset_cli.py", "pack.py", "environment.py", "comfyui_server.py", "train_cli.py",
+    "evaluate_cli.py",
+}  # fmt: skip
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution", "server"}
 METHODS = {"spl", "idetail", "mcdm", "idsync", "mcld"}
 

@@ -35,23 +35,28 @@ class EmbeddedFamily:
     """transformers ``CLIPTextModelWithProjection``: the base model's text encoder, able to compare with pictures."""
     image_encoder: torch.nn.Module
     """transformers ``CLIPVisionModelWithProjection``; pictures [B, 3, 128, 128] in -1..1."""
-    face_embedder: torch.nn.Module
-    """transformers ``ConvNextModel``; see ``face_embedder.embed``."""
+    face_embedder: torch.nn.Module | None
+    """transformers ``ConvNextModel``, see ``face_embedder.embed``; None in a folder that was made without one."""
 
 
 def assemble(target: Path, exports: dict[str, Path]) -> None:
-    """Make ``target`` (which must not exist) from the exports of the four tasks, named as in ``COMPONENTS``.
+    """Make ``target`` (which must not exist) from the exports of the tasks, named as in ``COMPONENTS``.
 
-    Raises ``ValueError`` where one is missing.
+    ``exports`` may lack the face embedder, which is a model of its own. Raises ``ValueError`` where one is missing.
     """
+    found = []
     for task, components in COMPONENTS.items():
-        for component in components:
-            if not (exports[task] / component).is_dir():
-                raise ValueError(f"{exports[task]} has no {component}: give the folder that the task {task} exported.")
+        if task not in exports:
+            if task != "face_embedder":
+                raise ValueError(f"the export of {task} is missing: all but the face embedder belong together.")
+            continue
+        found += [exports[task] / component for component in components]
+        lacking = [path.name for path in found if not path.is_dir()]
+        if lacking:
+            raise ValueError(f"{exports[task]} has no {lacking[0]}: give the folder that the task {task} exported.")
     with atomic_folder(target) as folder:
-        for task, components in COMPONENTS.items():
-            for component in components:
-                shutil.copytree(exports[task] / component, folder / component)
+        for path in found:
+            shutil.copytree(path, folder / path.name)
         schedule = {**SCHEDULE, "_class_name": "DDIMScheduler", "set_alpha_to_one": False}
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", schedule)
@@ -62,12 +67,12 @@ def load_family(folder: Path = SHIPPED, dtype: torch.dtype = torch.float32) -> E
     """Load all embedded models. Raises ``ValueError`` where a file is missing or damaged."""
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, ConvNextModel
 
-    classes = {
-        "text_encoder": CLIPTextModelWithProjection, "image_encoder": CLIPVisionModelWithProjection,
-        "face_embedder": ConvNextModel,
-    }  # fmt: skip
+    has_faces = (folder / "face_embedder").is_dir()
     return EmbeddedFamily(
-        load_base_model(folder, dtype), *(_from_folder(kind, folder / name, dtype) for name, kind in classes.items())
+        load_base_model(folder, dtype),
+        _from_folder(CLIPTextModelWithProjection, folder / "text_encoder", dtype),
+        _from_folder(CLIPVisionModelWithProjection, folder / "image_encoder", dtype),
+        _from_folder(ConvNextModel, folder / "face_embedder", dtype) if has_faces else None,
     )
 
 

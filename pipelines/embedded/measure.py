@@ -25,8 +25,9 @@ def measure_family(
     figures = {
         "autoencoder PSNR (dB)": autoencoder_psnr(family, held_out, progress),
         f"CLIP finds the caption of {CHOICES}": caption_retrieval(family, held_out, progress),
-        "face verification": face_verification(family, held_out),
     }
+    if family.face_embedder is not None:
+        figures["face verification"] = face_verification(family, held_out)
     for aspect, share in judged_share(judge, held_out, range(len(held_out)), held_out.pictures).items():
         figures[f"judge, renders: {aspect}"] = share
     made = generate(family, [truth["caption"] for truth in held_out.truth[:generated]], guidance_scale, steps, progress)

@@ -1,0 +1,129 @@
+"""The re-run claims of SPL: rival losses, intervals, and rows that differ in their losses alone."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from likeness.pipelines.embedded.family import load_family
+from likeness.pipelines.portraits import render
+from likeness.pipelines.randomness import generator
+from likeness.pipelines.spl import StructureSettings, preserve_structure, structure_loss
+from likeness.pipelines.spl.claims import (
+    COLUMNS,
+    EDITS,
+    ROWS,
+    SOURCE_PROMPT,
+    ClaimsSettings,
+    claims_report,
+    descend,
+    dissimilarity,
+    edited_by_rows,
+    interval,
+    measure_claims,
+    one_direction,
+    plain_person,
+    squared_error,
+)
+from likeness.pipelines.spl.edit_pipeline import EditSettings
+from likeness.pipelines.spl.embedded import pipeline_of
+from likeness.pipelines.spl.guidance import StructureGuidance
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = ClaimsSettings(people=2, batch=2, edit=EditSettings(steps=3), start=0.6)
+
+
+@pytest.fixture(scope="module")
+def family():
+    return load_family()
+
+
+def images(count=2, size=14, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_dissimilarity_is_one_minus_ssim_of_every_window():
+    one, other, settings = images(1), images(1, seed=1), StructureSettings(radius=2)
+    grey = [picture[0].mean(0).numpy() for picture in (one, other)]
+    values = []
+    for row in range(14):
+        for column in range(14):
+            place = (slice(max(row - 2, 0), row + 3), slice(max(column - 2, 0), column + 3))
+            a, b = (picture[place] for picture in grey)
+            covariance = ((a - a.mean()) * (b - b.mean())).mean()
+            values.append((2 * a.mean() * b.mean() + 1e-4) * (2 * covariance + 9e-4)
+                          / ((a.mean() ** 2 + b.mean() ** 2 + 1e-4) * (a.var() + b.var() + 9e-4)))  # fmt: skip
+    assert dissimilarity(one, other, settings).item() == pytest.approx(1 - np.mean(values), abs=1e-9)
+    assert dissimilarity(one, one, settings).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_one_direction_does_not_see_texture_that_the_edit_invents_on_flat_ground():
+    flat, textured = torch.full((1, 3, 20, 20), 0.5).double(), images(1, 20)
+    settings = StructureSettings()
+    assert one_direction(textured, flat, settings).item() == pytest.approx(0, abs=1e-9)
+    assert structure_loss(textured, flat).item() > 0.001
+
+
+def test_descent_is_that_of_spl_on_another_loss():
+    """Momentum descent of the squared error of the mean of R, G, B has a closed recurrence."""
+    image, source = 0.25 + images(1) / 2, 0.25 + images(1, seed=1) / 2  # so that nothing is clipped
+    settings = StructureSettings(iterations=7)
+    weight = settings.structure_weight / (512 * 512)  # the mean over pixels and the scale to their number cancel
+    difference, velocity = (image - source).mean(1) * 2, 0.0
+    for _ in range(7):
+        velocity = 0.9 * velocity + weight * 2 * (difference / 2) / 2 / 3
+        difference = difference - velocity
+    found = descend(image, source, squared_error, settings)
+    assert torch.allclose((found - source).mean(1) * 2, difference, atol=1e-9)
+
+
+def test_intervals_are_over_people():
+    values = torch.tensor([[1.0, 3.0], [2.0, 6.0], [0.0, 1.0]])
+    means = np.array([2.0, 4.0, 0.5])
+    mean, half = interval(values)
+    assert mean == pytest.approx(means.mean()) and half == pytest.approx(1.96 * means.std(ddof=1) / math.sqrt(3))
+    assert interval(torch.ones(1, 2))[1] == math.inf
+
+
+def test_counterfactuals_change_what_the_edit_says_and_nothing_else():
+    person = plain_person(2, 0)
+    for edit in EDITS:
+        truth = edit.truth(person)
+        same = replace(truth, lighting=person.lighting, expression=person.expression)
+        assert same == person and truth != person
+
+
+@torch.no_grad()
+def test_rows_share_noise_and_the_first_steps(family):
+    """A row through the shared memory equals the pipeline run on its own."""
+    pipeline = pipeline_of(family)
+    source = render([plain_person(2, index) for index in range(2)], 128).image
+    found = {row.name: picture for row, picture in edited_by_rows(pipeline, source, EDITS[0], SMALL, 0)}
+    clean = pipeline.encode(source)
+    plan = pipeline._plan(SMALL.edit, SOURCE_PROMPT, EDITS[0].target, "", clean)
+    noise = torch.stack(
+        [torch.randn((3, 4, 16, 16), generator=generator("claims", EDITS[0].name, number)) for number in range(2)], 1
+    )
+    plain = pipeline.decode(pipeline.edit(clean, plan, SMALL.edit, noise=noise))
+    assert torch.allclose(found["baseline"], plain, atol=1e-5)
+    structure = replace(SMALL.structure, color_weight=0.0)
+    sigmas = [level.noise / max(level.signal, 1e-8) for level in plan.levels]
+    guidance = StructureGuidance(pipeline.decode(clean), sigmas, structure, SMALL.start)
+    guided = pipeline.decode(pipeline.edit(clean, plan, SMALL.edit, guidance, noise=noise))
+    assert torch.allclose(found["+ SPL"], guided, atol=1e-5)
+    refined = preserve_structure(guided, source, None, structure)
+    assert torch.allclose(found["+ SPL + post-processing"], refined, atol=1e-5)
+    assert len({round(picture.double().sum().item(), 3) for picture in found.values()}) == len(ROWS)
+
+
+def test_a_whole_run_scores_every_row_and_says_what_holds(family):
+    seen = []
+    found = measure_claims(family, SMALL, lambda done, total: seen.append((done, total)))
+    assert set(found) == {row.name for row in ROWS} and seen[-1][0] == seen[-1][1] == 2 * len(EDITS) * len(ROWS)
+    for columns in found.values():
+        assert set(columns) == set(COLUMNS)
+        assert all(values.shape == (2, len(EDITS)) and torch.isfinite(values).all() for values in columns.values())
+    assert (found["+ SPL + post-processing"]["spl"] < found["baseline"]["spl"]).all()
+    report = claims_report(found, SMALL)
+    assert report.count("\n| ") == len(ROWS) and "holds" in report
