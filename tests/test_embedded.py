@@ -10,13 +10,13 @@ import skimage.transform
 import torch
 from comfyui_environment import load_script
 from likeness.pipelines.embedded.architectures import TOKENS
-from likeness.pipelines.embedded.autoencoder import edge_error
+from likeness.pipelines.embedded.autoencoder import edge_error, reconstruct
 from likeness.pipelines.embedded.card import write_card
 from likeness.pipelines.embedded.clip import make_tokenizer, tokenize
 from likeness.pipelines.embedded.face_embedder import pair_similarities, verification_accuracy, with_margin
-from likeness.pipelines.embedded.family import assemble, load_family
+from likeness.pipelines.embedded.family import SHIPPED, assemble, load_family
 from likeness.pipelines.embedded.judge import load_judge
-from likeness.pipelines.embedded.measure import measure_family
+from likeness.pipelines.embedded.measure import image_features, measure_family, text_features
 from likeness.pipelines.embedded.portrait_set import PortraitSet
 from likeness.pipelines.embedded.vocabulary import learn_vocabulary
 from likeness.pipelines.faces import align_faces
@@ -24,6 +24,7 @@ from likeness.pipelines.faces.align import TEMPLATE, similarity_transform
 from likeness.pipelines.metrics.frechet import frechet_distance
 from likeness.pipelines.portraits import LANDMARKS, Draw, full_caption, sample_take, varied_caption
 from likeness.pipelines.portraits.data import Portraits, PortraitsSettings
+from safetensors import safe_open
 from scipy.linalg import sqrtm
 
 for name in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
@@ -215,3 +216,29 @@ def test_the_same_population_is_no_held_out_set(runs, tmp_path, capsys):
     arguments = ("--data", data, "--held-out", data, "--output", output, "--precision", "fp32")
     assert cli("train_cli", "check", "embedded-clip", *arguments) == 1
     assert "shows the same people as --data (population 0)" in capsys.readouterr().err
+
+
+# ---- what is shipped
+
+
+def test_the_shipped_models_are_small_and_as_good_as_their_card_says():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 24 * 2**20
+    told = json.loads((SHIPPED / "metrics.json").read_text())["figures"]
+    family, recipe = load_family(), Portraits(PortraitsSettings(population=1, people=250))
+    made = [recipe.make(recipe.parameters(take, 0), 0) for take in range(16)]
+    pictures = torch.stack([item["png"] for item in made]) * 2 - 1
+    with torch.no_grad():
+        errors = ((reconstruct(family.base.vae, pictures) - pictures) / 2).square().mean((1, 2, 3))
+    assert (-10 * errors.log10()).mean().item() == pytest.approx(told["autoencoder PSNR (dB)"], abs=1.0)
+    texts = text_features(family, [item["json"]["caption"] for item in made])
+    nearest = (image_features(family, pictures) @ texts.T).argmax(1)
+    assert (nearest == torch.arange(16)).float().mean() >= told["CLIP finds the caption of 32"] - 0.2
+
+
+def test_every_shipped_file_says_how_it_was_made():
+    for file in SHIPPED.glob("*/*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata()
+        assert {"ss_seed", "ss_steps", "likeness_revision", "likeness_settings", "data", "date"} <= set(facts)
+        assert "dirty" not in facts["likeness_revision"] and "/" not in facts["likeness_settings"]

@@ -48,7 +48,7 @@ def training_facts(settings, state: dict, step: int) -> dict[str, str]:
         "ss_training_finished_at": time.time(),
         "ss_training_comment": f"Likeness; {state['progress']['bad_steps']} steps skipped as not finite",
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "likeness_revision": revision(),
+        "likeness_revision": state["progress"].get("revision", "unknown"),
         "likeness_settings": json.dumps(_without_paths(settings)),
     }
     return {**{name: str(value) for name, value in facts.items()}, **state["description"]}

@@ -17,7 +17,7 @@ from ..optional import need
 from ..stop import Stopped, StopRequest
 from .cache import TensorCache, clean_cache, fill_cache
 from .checkpoints import Checkpoint, CheckpointStore, load_parameters
-from .export import export_checkpoint
+from .export import export_checkpoint, revision
 from .journal import Journal
 from .loader import Batch, BatchReader
 from .optimisation import averaged_weights, is_finite, learning_rate, make_ema, make_optimizer, set_learning_rate
@@ -39,6 +39,7 @@ class Progress:
     bad_steps: int = 0
     bad_in_a_row: int = 0
     started: float = field(default_factory=time.time)
+    revision: str = field(default_factory=revision)
 
 
 class Trainer:
