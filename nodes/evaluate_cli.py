@@ -74,7 +74,8 @@ def _add_claims(commands) -> None:
 
 def run_claims(options: argparse.Namespace) -> int:
     """The command ``claims``: report.md and scores.json in the output folder."""
-    from likeness.pipelines.embedded.family import SHIPPED, load_family
+    from likeness.pipelines.embedded import SHIPPED
+    from likeness.pipelines.embedded.family import load_family
     from likeness.pipelines.files import write_json, write_text
     from likeness.pipelines.spl.claims import ClaimsSettings, claims_report, measure_claims
     from likeness.pipelines.spl.edit_pipeline import EditSettings
@@ -104,7 +105,9 @@ def _into_readme(name: str, text: str) -> None:
 
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     path = pack.ROOT / "README.md"
-    head, rest = path.read_text(encoding="utf-8").split(begin)
+    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{path} has no place for this report: put the lines {begin} and {end} where it shall stand.")
     write_text(path, f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
@@ -121,6 +124,8 @@ def run_embedded(options: argparse.Namespace) -> int:
         raise ValueError(f"--generated is {options.generated}: give 2 to {len(held_out)}, the held-out captions.")
     if options.output is not None:
         assemble(options.output, {name: getattr(options, name) for name in EXPORTS if getattr(options, name)})
+    elif any(getattr(options, name) for name in EXPORTS):
+        raise ValueError("--measure takes the models of that folder: leave the exports out, or give --output.")
     folder = options.output or options.measure
     figures = measure_family(
         load_family(folder), judge, held_out, options.generated, options.guidance_scale, options.steps, _show

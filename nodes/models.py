@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..pipelines.embedded.family import SHIPPED
+from ..pipelines.embedded import SHIPPED
 
 # How many rows ComfyUI's CLIP has for tokens, whatever the vocabulary.
 COMFYUI_VOCABULARY = 49408
@@ -111,8 +111,8 @@ def load_unet(weights: dict[str, torch.Tensor], config: dict, scaling_factor: fl
     family.set_inference_dtype(dtype, cast)
     offload = comfy.model_management.unet_offload_device()
     model = family.get_model(named, device=offload)
-    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
-    model.load_model_weights(named, "")
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+    model.load_model_weights(named, "", assign=patcher.is_dynamic())
     set_groups(model.diffusion_model, config["norm_num_groups"])
     return patcher
 

@@ -115,9 +115,9 @@ class EditGuiderNode(io.ComfyNode):
             control = AttentionControl(settings, *prompts)
         guider = EditGuider(model, control, (source_guidance, target_guidance))
         guider.inner_set_conds({
-            "positive": target or _encoded(clip, target_text),
-            "negative": negative or _encoded(clip, negative_text),
-            "source": source or _encoded(clip, source_text),
+            "positive": _encoded(clip, target_text) if target is None else target,
+            "negative": _encoded(clip, negative_text) if negative is None else negative,
+            "source": _encoded(clip, source_text) if source is None else source,
         })  # fmt: skip
         return io.NodeOutput(guider)
 
@@ -266,7 +266,7 @@ class EditMaskFromWords(io.ComfyNode):
             maps = attention_to_prompt(
                 model, _encoded(clip, prompt), latent, steps, seed, lambda step, *_: bar.update_absolute(step + 1)
             )
-            coarse = words_mask(maps.cpu(), read, wanted, threshold, soft)
+            coarse = words_mask(maps, read, wanted, threshold, soft).to(image.device)
             guide = vae.vae_encode_crop_pixels(image[..., :3])
             mask = edge_mask([(coarse, to_pipeline(guide))], MaskUpsampling(suppress_background=suppress_background))
         mask = _uncropped(mask, picture.shape[-2:])

@@ -101,14 +101,14 @@ def test_rows_share_noise_and_the_first_steps(family):
     source = render([plain_person(2, index) for index in range(2)], 128).image
     found = {row.name: picture for row, picture in edited_by_rows(pipeline, source, EDITS[0], SMALL, 0)}
     clean = pipeline.encode(source)
-    plan = pipeline._plan(SMALL.edit, SOURCE_PROMPT, EDITS[0].target, "", clean)
+    plan = pipeline.plan_of_texts(SMALL.edit, SOURCE_PROMPT, EDITS[0].target, "", clean)
     noise = torch.stack(
         [torch.randn((3, 4, 16, 16), generator=generator("claims", EDITS[0].name, number)) for number in range(2)], 1
     )
     plain = pipeline.decode(pipeline.edit(clean, plan, SMALL.edit, noise=noise))
     assert torch.allclose(found["baseline"], plain, atol=1e-5)
     structure = replace(SMALL.structure, color_weight=0.0)
-    sigmas = [level.noise / max(level.signal, 1e-8) for level in plan.levels]
+    sigmas = [level.sigma for level in plan.levels]
     guidance = StructureGuidance(pipeline.decode(clean), sigmas, structure, SMALL.start)
     guided = pipeline.decode(pipeline.edit(clean, plan, SMALL.edit, guidance, noise=noise))
     assert torch.allclose(found["+ SPL"], guided, atol=1e-5)
@@ -126,4 +126,4 @@ def test_a_whole_run_scores_every_row_and_says_what_holds(family):
         assert all(values.shape == (2, len(EDITS)) and torch.isfinite(values).all() for values in columns.values())
     assert (found["+ SPL + post-processing"]["spl"] < found["baseline"]["spl"]).all()
     report = claims_report(found, SMALL)
-    assert report.count("\n| ") == len(ROWS) and "holds" in report
+    assert all(f"\n| {row.name} | " in report for row in ROWS) and "- holds: SPL in the loop" in report

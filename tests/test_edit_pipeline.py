@@ -84,7 +84,7 @@ def softmax(q, k):
 
 def planned(pipeline, settings, latent=(12, 16)):
     image = torch.zeros(1, 4, *latent)
-    return pipeline._plan(settings, *PROMPTS, "e", image)
+    return pipeline.plan_of_texts(settings, *PROMPTS, "e", image)
 
 
 def slow_denoise(pipeline, plan, step, latents, guidance, processor):
@@ -156,7 +156,7 @@ def test_ddim_inversion_gives_the_latent_back_and_edits(pipelines, family, metho
         attention=AttentionSettings(method=method),
     )  # fmt: skip
     same, other = (
-        pipeline.edit(latent, pipeline._plan(settings, *prompts, "e", latent), settings)
+        pipeline.edit(latent, pipeline.plan_of_texts(settings, *prompts, "e", latent), settings)
         for prompts in (("a b c", "a b c"), ("a b c", "a x c"))
     )
     torch.testing.assert_close(same, latent, rtol=0, atol=2e-4)

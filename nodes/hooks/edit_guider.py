@@ -141,6 +141,11 @@ class EditGuider(comfy.samplers.CFGGuider):
         }
 
     def _check(self):
+        if "sampler_calc_cond_batch_function" in self.model_options:
+            raise ValueError(
+                "another node of this model computes the conditionings its own way (sampler_calc_cond_batch_function), "
+                "which an edit of several branches cannot use: connect the model from before that node."
+            )
         if self.control.settings.acts and not is_unet(self.model_patcher.model):
             raise ValueError(
                 f"the model is a {type(self.model_patcher.model).__name__}, attention control works with UNets (SD1.x, "

@@ -6,3 +6,8 @@
 ``judge``          an independent classifier of expression, costume and light, to judge what the others make
 ``components``     trained weights as folders that diffusers and transformers load
 """
+
+from pathlib import Path
+
+# Here and not where it is used, so that the node which loads it need not import diffusers.
+SHIPPED = Path(__file__).parent / "weights"

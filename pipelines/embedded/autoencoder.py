@@ -11,7 +11,7 @@ from ..configuration import option
 from ..training.task import BatchRandom, Example, Validation
 from .architectures import AUTOENCODER, autoencoder, build
 from .components import DIFFUSERS, plain_config, save_component
-from .portrait_set import DataSettings, PortraitTask, without_prefix
+from .portrait_set import SIDE, DataSettings, PortraitTask, without_prefix
 
 SHOWN = 8
 
@@ -47,6 +47,11 @@ class TrainAutoencoder(PortraitTask):
     name = "embedded-autoencoder"
     Settings = AutoencoderSettings
     summary = "the embedded model's VAE (4 channels, factor 8), from a data set of portraits"
+
+    def __init__(self, settings: AutoencoderSettings, seed: int = 0):
+        if settings.crop % 8 or settings.crop > SIDE:
+            raise ValueError(f"crop is {settings.crop}: give a multiple of 8 up to {SIDE}.")
+        super().__init__(settings, seed)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         return Autoencode(build(autoencoder, seed=self.seed)).to(device)

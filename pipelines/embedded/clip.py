@@ -43,7 +43,8 @@ class ContrastiveTowers(nn.Module):
         """Scaled cosine similarities [pictures, texts] of pixels [B, 3, H, W] in -1..1 and tokens [N, 77]."""
         pictures = normalize(self.image(pixels).image_embeds.float(), dim=1)
         texts = normalize(self.text(tokens).text_embeds.float(), dim=1)
-        return self.log_scale.exp().clamp(max=MAX_SCALE) * pictures @ texts.T
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.log_scale.exp().clamp(max=MAX_SCALE) * pictures @ texts.T
 
 
 class TrainClip(PortraitTask):

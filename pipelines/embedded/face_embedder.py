@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from ..configuration import option
 from ..faces import align_faces
 from ..portraits import LANDMARKS
+from ..randomness import generator
 from ..training.task import BatchRandom, Example, Validation
 from .architectures import FACE_SIZE, build, convnext, seeded
 from .components import TRANSFORMERS, plain_config, save_component
@@ -28,7 +29,7 @@ class FaceEmbedderSettings(DataSettings):
     margin_warmup: int = option(600, "steps in which the margin grows from 0: from scratch, a full one teaches nothing",
                                 minimum=0)  # fmt: skip
     scale: float = option(16.0, "factor on the cosines", minimum=1)
-    jitter: float = option(0.02, "landmarks are moved by about this part of the picture", minimum=0)
+    jitter: float = option(0.01, "landmarks are moved by about this part of the picture", minimum=0)
 
 
 class FaceClassifier(nn.Module):
@@ -42,7 +43,9 @@ class FaceClassifier(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """Cosines [B, people] between aligned faces [B, 3, 64, 64] in -1..1 and the people."""
-        return linear(embed(self.embedder, faces), normalize(self.people, dim=1))
+        vectors = embed(self.embedder, faces)
+        with torch.autocast(faces.device.type, enabled=False):
+            return linear(vectors, normalize(self.people, dim=1))
 
 
 def embed(embedder, faces: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ class TrainFaceEmbedder(PortraitTask):
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         truth, picture = self.portraits.truth[example.payload], self.portraits.picture(example.payload)
         points = landmarks_of(truth)
-        points = points + self.settings.jitter * picture.shape[-1] * torch.randn(points.shape, generator=draw) / 2
+        points = points + self.settings.jitter * picture.shape[-1] * torch.randn(points.shape, generator=draw)
         face = align_faces(picture[None], points[None], FACE_SIZE)[0]
         return {"face": face, "label": torch.tensor(self.classes[truth["label"]])}
 
@@ -123,23 +126,20 @@ def embeddings_of(embedder, portraits: PortraitSet, indices, check_stop: Callabl
 
 
 def pair_similarities(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines of all pairs of the same person, and of as many of different people: the first of each pair and the next
-    stranger after the second. Raises ``ValueError`` where nobody is shown twice.
+    """Cosines of all pairs of the same person, and of as many of different people: the first of each pair and a
+    stranger at random, always the same. Raises ``ValueError`` where nobody is shown twice, or only one person is.
     """
     cosines = vectors @ vectors.T
     alike = labels[:, None] == labels[None]
     first, second = torch.ones_like(alike).triu(1).logical_and(alike).nonzero(as_tuple=True)
     if not len(first):
         raise ValueError(f"none of {len(labels)} people is shown twice: generate more items than --people.")
-    same, different = cosines[first, second], []
-    for one, other in zip(first.tolist(), second.tolist(), strict=True):
-        stranger = next(
-            number % len(labels)
-            for number in range(other + 1, other + len(labels))
-            if labels[number % len(labels)] != labels[one]
-        )
-        different.append(cosines[one, stranger])
-    return same, torch.stack(different)
+    if alike.all():
+        raise ValueError(f"all {len(labels)} pictures show one person: generate some with more --people.")
+    strangers = [(~row).nonzero()[:, 0] for row in alike]
+    draw = torch.rand(len(first), generator=generator("strangers", len(first)))
+    chosen = [strangers[one][int(place * len(strangers[one]))] for one, place in zip(first, draw, strict=True)]
+    return cosines[first, second], cosines[first, torch.stack(chosen)]
 
 
 def verification_accuracy(same: Tensor, different: Tensor, folds: int = 10) -> float:

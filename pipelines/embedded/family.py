@@ -9,9 +9,9 @@ import torch
 
 from ..files import atomic_folder, write_json
 from ..weights import BaseModel, load_base_model
+from . import SHIPPED
 from .architectures import SCHEDULE
 
-SHIPPED = Path(__file__).parent / "weights"
 # Which task's export holds which component.
 COMPONENTS = {
     "autoencoder": ("vae",), "clip": ("text_encoder", "image_encoder", "tokenizer"), "text_to_image": ("unet",),

@@ -51,14 +51,19 @@ def autoencoder_psnr(family: EmbeddedFamily, portraits: PortraitSet, progress: P
 
 @torch.no_grad()
 def caption_retrieval(family: EmbeddedFamily, portraits: PortraitSet, progress: Progress) -> float:
-    """Share of pictures whose complete caption is the nearest of ``CHOICES``, among them its own."""
-    right = seen = 0
-    for chosen in batches(len(portraits) // CHOICES * CHOICES, CHOICES):
+    """Share of pictures whose complete caption is the nearest of ``CHOICES``, among them its own.
+
+    Raises ``ValueError`` for fewer portraits than that.
+    """
+    right, seen, total = 0, 0, len(portraits) // CHOICES * CHOICES
+    if not total:
+        raise ValueError(f"the held-out set has {len(portraits)} portraits: generate at least {CHOICES}.")
+    for chosen in batches(total, CHOICES):
         pictures = image_features(family, portraits.pictures(chosen))
         texts = text_features(family, [portraits.truth[index]["caption"] for index in chosen])
         right += int(((pictures @ texts.T).argmax(1) == torch.arange(len(chosen))).sum())
         seen += len(chosen)
-        progress("CLIP", seen, len(portraits))
+        progress("CLIP", seen, total)
     return right / seen
 
 

@@ -16,6 +16,8 @@ from ..generation.reader import DatasetReader
 from ..generation.recipe import decode
 from ..training.task import Example, Scan, Source
 
+SIDE = 128  # pixels of the portraits
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -33,14 +35,22 @@ class PortraitSet:
         self.folder, self.reader = folder, DatasetReader(folder)
         if self.reader.dataset.recipe != "portraits":
             raise ValueError(f"{folder} was made by the recipe {self.reader.dataset.recipe!r}: give one of portraits.")
+        made = self._settings()
+        if (made["size"], made["view"]) != (SIDE, "portrait"):
+            raise ValueError(
+                f"{folder} holds pictures of {made['size']} pixels, view {made['view']!r}: the embedded models want "
+                f"portraits of {SIDE}, which is what `generate portraits` makes unless told otherwise."
+            )
         self.captions: list[str] = []
         self.truth: list[dict] = []
 
     @property
     def population(self) -> int:
         """The seed of its people."""
-        description = json.loads((self.folder / "dataset.json").read_text(encoding="utf-8"))
-        return description["settings"]["population"]
+        return self._settings()["population"]
+
+    def _settings(self) -> dict:
+        return json.loads((self.folder / "dataset.json").read_text(encoding="utf-8"))["settings"]
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -81,7 +91,7 @@ class PortraitTask:
         return Scan([self._example(index) for index in range(len(self.portraits))], [], [])
 
     def _example(self, index: int) -> Example:
-        return Example(f"portrait {index}", (128, 128), self.sources(index), payload=index)
+        return Example(f"portrait {index}", (SIDE, SIDE), self.sources(index), payload=index)
 
     def sources(self, index: int) -> dict[str, Source]:
         """What of this portrait is encoded beforehand."""
@@ -108,11 +118,16 @@ class PortraitTask:
         }
 
     def export(self, folder: Path, name: str, weights: dict[str, Tensor], facts: dict[str, str]) -> list[Path]:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-        with atomic_folder(folder / name) as temporary:
+        target, fresh = folder / name, folder / f".{name}.new"
+        if target.exists() and not any(target.glob("*/config.json")):
+            raise ValueError(f"{target} is there and is no export of a model: choose another --name.")
+        shutil.rmtree(fresh, ignore_errors=True)
+        with atomic_folder(fresh) as temporary:
             self.write(temporary, weights, facts)
-        return [folder / name]
+        if target.exists():
+            shutil.rmtree(target)
+        fresh.replace(target)
+        return [target]
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Write the components of the model into ``folder``."""

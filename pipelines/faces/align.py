@@ -36,6 +36,11 @@ def align_faces(images: Tensor, landmarks: Tensor, size: int) -> Tensor:
         raise ValueError(
             f"images are {tuple(images.shape)}, landmarks {tuple(landmarks.shape)}: give [B, C, H, W] and [B, 5, 2]."
         )
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would put landmarks half a pixel off
+        return _align(images, landmarks, size)
+
+
+def _align(images: Tensor, landmarks: Tensor, size: int) -> Tensor:
     template = torch.tensor(TEMPLATE, device=images.device) * (size / TEMPLATE_SIZE)
     points = landmarks.to(images.device, torch.float32)
     back = similarity_transform(template.expand_as(points), points)

@@ -26,6 +26,7 @@ from .settings import StructureSettings
 from .unet_control import EditModel, EditRun
 from .word_masks import MapRecorder, edge_mask, map_limit, words_mask
 
+LCM_GRID = 50  # noise levels that a consistency model is distilled on
 BACKBONES = ("virtual inversion", "ddim inversion")
 
 
@@ -107,10 +108,10 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
         settings = settings or EditSettings()
         source, mask = self._prepared(image, mask, structure.window if structure else 1)
         clean = self.encode(source)
-        plan = self._plan(settings, source_prompt, target_prompt, negative_prompt, clean)
+        plan = self.plan_of_texts(settings, source_prompt, target_prompt, negative_prompt, clean)
         guidance = None
         if structure is not None:
-            sigmas = [level.noise / max(level.signal, 1e-8) for level in plan.levels]
+            sigmas = [level.sigma for level in plan.levels]
             guidance = StructureGuidance(self.decode(clean), sigmas, structure, start, mask)
         result = self.decode(self.edit(clean, plan, settings, guidance, generator, on_step))
         return preserve_structure(result, source, mask, structure) if structure is not None and refine else result
@@ -140,7 +141,7 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
         settings = settings or EditSettings()
         picture, _ = self._prepared(image, None, 1)
         clean = self.encode(picture)
-        plan = self._plan(settings, source_prompt, target_prompt, negative_prompt, clean)
+        plan = self.plan_of_texts(settings, source_prompt, target_prompt, negative_prompt, clean)
         sides = [(SOURCE, plan.source, source_words), (TARGET, plan.target, target_words)]
         sides = [side for side in sides if side[2]]
         if not sides:
@@ -159,6 +160,7 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
         mask = edge_mask(found, upsampling)[:, 0]
         return 1 - mask if outside else mask
 
+    @torch.no_grad()
     def edit(self, source, plan: "EditPlan", settings: EditSettings, guidance=None, generator=None, on_step=None,
              noise: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
         """The edited clean latent of ``source`` ``[B, C, h, w]`` (notes 5.6-8).
@@ -174,16 +176,14 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
             if virtual:
                 clean = [virtual_inversion_estimate(source, each, denoised[SOURCE]) for each in clean]
             if guidance is not None:
-                level = plan.levels[step]
-                sigma = level.noise / max(level.signal, 1e-8)
-                clean[0] = guidance.refine(clean[0], sigma, self.decode, self.encode)
+                clean[0] = guidance.refine(clean[0], plan.levels[step].sigma, self.decode, self.encode)
             if on_step is not None:
                 on_step(step + 1, steps)
             return clean
 
         def draw(step):
             if noise is not None:
-                return noise[step]
+                return noise[step].to(source)
             return torch.randn(source.shape, generator=generator, dtype=torch.float32).to(source)
 
         if not virtual:
@@ -202,7 +202,7 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
             mask = self._cropped(check_mask(mask, tuple(image.shape[-2:]), image.shape[0]))
         return source.to(self.unet.device), mask
 
-    def _plan(self, settings: EditSettings, source_prompt, target_prompt, negative_prompt, clean) -> "EditPlan":
+    def plan_of_texts(self, settings: EditSettings, source_prompt, target_prompt, negative_prompt, clean) -> "EditPlan":
         for name, prompt in (("source", source_prompt), ("target", target_prompt), ("negative", negative_prompt)):
             if not isinstance(prompt, str):
                 raise ValueError(f"the {name} prompt is {prompt!r}: give one text, all images of a batch share it.")
@@ -231,6 +231,11 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
     def _timesteps(self, settings: EditSettings) -> list[int]:
         """The last ``steps`` of the schedule: a consistency model's grid, or even strides from the top for DDIM."""
         total = int(settings.steps / settings.strength)
+        if settings.backbone == BACKBONES[0] and total > LCM_GRID:
+            raise ValueError(
+                f"steps is {settings.steps} at strength {settings.strength}, a schedule of {total}: virtual inversion "
+                f"has {LCM_GRID}, so lower the steps or raise the strength."
+            )
         if settings.backbone == BACKBONES[0]:
             return lcm_timesteps(total)[-settings.steps :]
         count = self.scheduler.config.num_train_timesteps

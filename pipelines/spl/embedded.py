@@ -1,6 +1,7 @@
 """SPL's editor with the embedded models in it."""
 
-from ..embedded.family import SHIPPED, load_family
+from ..embedded import SHIPPED
+from ..embedded.family import load_family
 from .edit_pipeline import TextEditPipeline
 
 

@@ -32,6 +32,11 @@ class Level(NamedTuple):
         return cls(1.0, float(sigma))
 
     @property
+    def sigma(self) -> float:
+        """Noise for each unit of signal, finite also where there is no signal."""
+        return self.noise / max(self.signal, 1e-8)
+
+    @property
     def length(self) -> float:
         """Standard deviation of x for data of unit variance."""
         return math.hypot(self.signal, self.noise)

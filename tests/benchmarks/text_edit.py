@@ -42,7 +42,8 @@ class Edit:
 
         self.pipeline, self.settings = pipeline, EditSettings(steps=steps)
         self.structure = StructureSettings(color_weight=0)
-        words = {word: 100 + place for place, word in enumerate(["a", "portrait", "of", "person", "golden", "in", "light"])}
+        known = ["a", "portrait", "of", "person", "golden", "in", "light"]
+        words = {word: 100 + place for place, word in enumerate(known)}
         prompts = []
         for text in ("a portrait of a person in light", "a portrait of a person in golden light"):
             ids = [1, *[words[word] for word in text.split()], 2]
@@ -51,7 +52,7 @@ class Edit:
         self.source = torch.rand(1, 3, SIZE, SIZE, device=device)
         self.clean = pipeline.encode(self.source)
         self.plan = pipeline.plan(self.settings, embedded, *prompts, tuple(self.clean.shape[-2:]))
-        self.sigmas = [level.noise / max(level.signal, 1e-8) for level in self.plan.levels]
+        self.sigmas = [level.sigma for level in self.plan.levels]
 
     def guidance(self):
         from likeness.pipelines.spl.guidance import StructureGuidance

@@ -9,7 +9,8 @@ import comfy.utils
 import pytest
 import torch
 from likeness.nodes.models import load_embedded
-from likeness.pipelines.embedded.family import SHIPPED, load_family
+from likeness.pipelines.embedded import SHIPPED
+from likeness.pipelines.embedded.family import load_family
 from likeness.pipelines.portraits import render, sample_person
 
 import nodes as comfyui_nodes

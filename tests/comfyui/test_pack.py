@@ -141,6 +141,19 @@ def test_bad_input_is_a_message_that_names_the_node(server, pictures, inputs, me
     assert error.value.node == "3"
 
 
+def test_loading_the_pack_imports_no_optional_package(comfyui_dir):
+    """A diffusers that is missing or broken must not take the nodes with it that do without."""
+    lines = (
+        "import sys", f"sys.path[:0] = [{str(comfyui_dir)!r}, {str(ROOT / 'tests')!r}]", "import comfy.cli_args",
+        "comfy.cli_args.args.cpu = True", "from comfyui_environment import load_script",
+        "load_script('pack').load_pack()", "import likeness.nodes.extension",
+        "print([name for name in ('diffusers', 'skimage', 'insightface', 'accelerate') if name in sys.modules])",
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]")
+
+
 def quickstart(folder, *arguments) -> str:
     command = [sys.executable, str(ROOT / "nodes" / "quickstart.py"), "--output", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ.copy())
