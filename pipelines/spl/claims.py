@@ -282,6 +282,8 @@ def verdicts(found: dict[str, dict[str, Tensor]]) -> list[str]:
          "one direction only, + post-processing", "spl"),
         ("the edit comes nearer to the exact truth than the plain edit", "+ SPL + post-processing", "baseline",
          "error"),
+        ("the edit comes nearer to the exact truth than with MSE in SPL's place", "+ SPL + post-processing",
+         "MSE instead, + post-processing", "error"),
     )  # fmt: skip
     return [_verdict(found, *check) for check in checks]
 
