@@ -256,7 +256,8 @@ def test_tokens_of_real_tokenizers(pipelines):
     [
         ({"backbone": "magic"}, "backbone is 'magic'"),
         ({"steps": 0}, "steps is 0"),
-        ({"steps": 51}, "steps is 51: a consistency model"),
+        ({"steps": 51}, "steps is 51 at strength 1.0, a schedule of 51: virtual inversion has 50"),
+        ({"steps": 15, "strength": 0.29}, "steps is 15 at strength 0.29, a schedule of 51"),
         ({"strength": 0.0}, "strength 0.0"),
         ({"eta": 2.0}, "eta is 2.0"),
         ({"prompts": (["a"], "b")}, "source prompt is .'a'.: give one text"),
