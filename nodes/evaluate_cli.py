@@ -76,7 +76,7 @@ def run_claims(options: argparse.Namespace) -> int:
     """The command ``claims``: report.md and scores.json in the output folder."""
     from likeness.pipelines.embedded import SHIPPED
     from likeness.pipelines.embedded.family import load_family
-    from likeness.pipelines.files import write_json, write_text
+    from likeness.pipelines.files import write_between, write_json, write_text
     from likeness.pipelines.spl.claims import ClaimsSettings, claims_report, measure_claims
     from likeness.pipelines.spl.edit_pipeline import EditSettings
 
@@ -94,21 +94,9 @@ def run_claims(options: argparse.Namespace) -> int:
     scores = {row: {name: values.tolist() for name, values in columns.items()} for row, columns in found.items()}
     write_json(options.output / "scores.json", scores)
     if options.readme:
-        _into_readme(f"claims:{options.method}", report)
+        write_between(pack.ROOT / "README.md", f"claims:{options.method}", report)
     print(report)
     return 0
-
-
-def _into_readme(name: str, text: str) -> None:
-    """Put ``text`` between the marks of this name in README.md."""
-    from likeness.pipelines.files import write_text
-
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    path = pack.ROOT / "README.md"
-    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
-    if not found or end not in rest:
-        raise ValueError(f"{path} has no place for this report: put the lines {begin} and {end} where it shall stand.")
-    write_text(path, f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def run_embedded(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
+import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -148,16 +149,11 @@ def load_clip(weights: dict[str, torch.Tensor], config: dict, tokenizer_folder: 
 
     return comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
-        embedding_directory=_embeddings(), tokenizer_data={"clip_l_tokenizer_class": Tokenizer},
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        tokenizer_data={"clip_l_tokenizer_class": Tokenizer},
         parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights],
         model_options={"clip_l_class": TextEncoder},
     )  # fmt: skip
-
-
-def _embeddings() -> list[str]:
-    import folder_paths
-
-    return folder_paths.get_folder_paths("embeddings")
 
 
 def autoencoder_parameters(config: dict) -> dict:

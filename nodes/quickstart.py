@@ -23,7 +23,8 @@ WORKFLOWS = pack.ROOT / "examples_workflows"
 REFINE_GRAPH, EDIT_GRAPH = WORKFLOWS / "structure_refine_api.json", WORKFLOWS / "text_edit_embedded_api.json"
 PORTRAIT = WORKFLOWS / "input" / "likeness_portrait.png"
 PHOTO_NAME, EDIT_NAME = "likeness_photo.png", "likeness_edit.png"
-MODULES = ("torch", "numpy", "cv2", "PIL", "skimage", "aiohttp", "diffusers", "transformers", "safetensors")
+IN_COMFYUI = ("torch", "numpy", "cv2", "PIL", "skimage", "aiohttp")  # what the graphs need there
+MODULES = (*IN_COMFYUI, "diffusers", "transformers", "safetensors")
 SOURCE_TEXT = "a portrait of a calm person in studio light"
 EDITS = {
     "red_and_blue_light": "a portrait of a calm person in red and blue light",
@@ -54,7 +55,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     environment.ensure_environment(MODULES)
-    pack.quiet_libraries()
     pack.load_pack()
     try:
         {"edit": run_edits, "refine": run_refine}[options.job](options)
@@ -72,32 +72,32 @@ def run_edits(options: argparse.Namespace) -> None:
 
     host, output = choose_host(options.host), options.output
     output.mkdir(parents=True, exist_ok=True)
-    edits = {"edit": options.text} if options.text else EDITS
+    edits, portrait = {"edit": options.text} if options.text else EDITS, load_image(PORTRAIT)
     started = time.perf_counter()
     if host is None:
         print("Running in our own pipeline.")
-        edited = edit_in_pipeline(edits)
+        edited = edit_in_pipeline(portrait, edits)
     else:
         print(f"Running the graph {EDIT_GRAPH.name} in the ComfyUI at {host[0]}.")
         edited = edit_in_comfyui(edits, *host)
     print(f"Made {len(edits)} edits, each with and without structure preservation, in "
           f"{time.perf_counter() - started:.1f} s.")  # fmt: skip
-    save_image(load_image(PORTRAIT)[0], output / "portrait.png")
+    save_image(portrait[0], output / "portrait.png")
     for name, pictures in edited.items():
         for ending, picture in zip(("", "_structure"), pictures, strict=True):
             save_image(picture[0], output / f"{name}{ending}.png")
-    report_edits(load_image(PORTRAIT), edited, edits, output)
+    report_edits(portrait, edited, edits, output)
 
 
-def edit_in_pipeline(edits: dict[str, str]) -> dict[str, list]:
+def edit_in_pipeline(portrait, edits: dict[str, str]) -> dict[str, list]:
     """(plain edit, edit with structure preserved) of the portrait for each text, by the diffusers pipeline."""
+    pack.quiet_libraries()
     import torch
-    from likeness.pipelines.images import load_image
     from likeness.pipelines.spl import StructureSettings
     from likeness.pipelines.spl.edit_pipeline import EditSettings
     from likeness.pipelines.spl.embedded import embedded_edit_pipeline
 
-    pipeline, portrait = embedded_edit_pipeline(), load_image(PORTRAIT)
+    pipeline = embedded_edit_pipeline()
     settings, kept = EditSettings(target_guidance=3.0), StructureSettings(color_weight=0)
     return {
         name: [
@@ -111,6 +111,8 @@ def edit_in_pipeline(edits: dict[str, str]) -> dict[str, list]:
 
 def edit_in_comfyui(edits: dict[str, str], folder: Path, python: Path) -> dict[str, list]:
     """The same, by the shipped graph in a ComfyUI."""
+    from likeness.pipelines.generation.recipe import decode
+
     graph = json.loads(EDIT_GRAPH.read_text(encoding="utf-8"))
     saved = [node for node, content in graph.items() if content["class_type"] == "SaveImage"]
     guiders = [node for node, content in graph.items() if content["class_type"] == "LikenessEditGuider"]
@@ -121,20 +123,8 @@ def edit_in_comfyui(edits: dict[str, str], folder: Path, python: Path) -> dict[s
             for node in guiders:
                 graph[node]["inputs"].update(source_text=SOURCE_TEXT, target_text=text)
             outputs = server.run(graph, lambda node, done, total: show_progress(done, total))
-            edited[name] = [fetched_image(server, outputs[node]) for node in saved]
+            edited[name] = [decode("png", server.fetch_image(**outputs[node]["images"][0]))[None] for node in saved]
     return edited
-
-
-def fetched_image(server, output: dict):
-    """The picture that a SaveImage node wrote, ``[1, 3, H, W]``."""
-    import tempfile
-
-    from likeness.pipelines.images import load_image
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture.png"
-        file.write_bytes(server.fetch_image(**output["images"][0]))
-        return load_image(file)
 
 
 def report_edits(portrait, edited: dict[str, list], edits: dict[str, str], output: Path) -> None:
@@ -196,7 +186,7 @@ def choose_host(asked: str) -> tuple[Path, Path] | None:
     else:
         python = comfyui_server.find_python(folder)
         if python is not None:
-            missing = comfyui_server.missing_modules(python, MODULES)
+            missing = comfyui_server.missing_modules(python, IN_COMFYUI)
             if not missing:
                 return folder, python
             reason = (

@@ -77,6 +77,18 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_between(path: str | Path, name: str, text: str) -> None:
+    """Put ``text`` between the marks ``<!-- name -->`` and ``<!-- /name -->`` of a Markdown file.
+
+    Raises ``ValueError`` where the file lacks them.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, found, rest = Path(path).read_text(encoding="utf-8").partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{path} has no place for this text: put the lines {begin} and {end} where it shall stand.")
+    write_text(path, f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+
+
 def write_json(path: str | Path, content: dict) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -108,8 +108,7 @@ def test_rows_share_noise_and_the_first_steps(family):
     plain = pipeline.decode(pipeline.edit(clean, plan, SMALL.edit, noise=noise))
     assert torch.allclose(found["baseline"], plain, atol=1e-5)
     structure = replace(SMALL.structure, color_weight=0.0)
-    sigmas = [level.sigma for level in plan.levels]
-    guidance = StructureGuidance(pipeline.decode(clean), sigmas, structure, SMALL.start)
+    guidance = StructureGuidance(pipeline.decode(clean), plan.sigmas, structure, SMALL.start)
     guided = pipeline.decode(pipeline.edit(clean, plan, SMALL.edit, guidance, noise=noise))
     assert torch.allclose(found["+ SPL"], guided, atol=1e-5)
     refined = preserve_structure(guided, source, None, structure)

@@ -12,10 +12,11 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ..configuration import option
 from ..training.task import BatchRandom, Example, Validation
+from ..weights.prompts import padded_tokens
 from ..weights.tokenizer import load_tokenizer
 from .architectures import TOKENS, build, image_encoder, text_encoder
 from .components import TRANSFORMERS, plain_config, save_component
-from .portrait_set import DataSettings, PortraitTask, batches, without_prefix
+from .portrait_set import DataSettings, PortraitTask, batches, shifted, without_prefix
 from .vocabulary import learn_vocabulary, save_vocabulary
 
 MAX_SCALE = 100.0
@@ -65,14 +66,8 @@ class TrainClip(PortraitTask):
         index = example.payload
         complete = torch.rand(1, generator=draw) < 0.5
         words = self.portraits.truth[index]["caption"] if complete else self.portraits.captions[index]
-        top, left = torch.randint(0, 2 * self.settings.shift + 1, (2,), generator=draw).tolist()
-        picture = self.portraits.picture(index)
-        side = self.settings.shift
-        padded = nn.functional.pad(picture[None], [side] * 4, mode="replicate")[0]
-        return {
-            "pixels": padded[:, top : top + picture.shape[1], left : left + picture.shape[2]],
-            "tokens": tokenize(self.tokenizer, [words])[0],
-        }
+        picture, _ = shifted(self.portraits.picture(index), self.settings.shift, draw)
+        return {"pixels": picture, "tokens": tokenize(self.tokenizer, [words])[0]}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         similarity = network(batch["pixels"], batch["tokens"])
@@ -118,8 +113,7 @@ def make_tokenizer(vocabulary: dict[str, int], merges: list[str]):
 
 def tokenize(tokenizer, texts: list[str]) -> Tensor:
     """Token numbers [B, 77], padded with the end token as SD1 does."""
-    options = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
-    return tokenizer(texts, **options).input_ids
+    return padded_tokens(tokenizer, texts, TOKENS)
 
 
 def with_tower(weights: dict[str, Tensor], tower: str) -> dict[str, Tensor]:

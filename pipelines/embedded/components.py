@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_file, write_json
+from ..files import write_json
+from ..weights.checks import save_finite
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
@@ -18,13 +18,9 @@ def save_component(folder: Path, file: str, config: dict, weights: dict[str, Ten
     Raises ``ValueError`` for weights that are not finite in fp16.
     """
     halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in weights.items()}
-    bad = [name for name, tensor in halves.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ValueError(f"{bad[0]} is not finite in fp16: train with a lower --learning-rate.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
-    with atomic_file(folder / file) as temporary:
-        save_file(halves, temporary, metadata={"format": "pt", **facts})
+    save_finite(folder / file, halves, {"format": "pt", **facts}, "train with a lower --learning-rate")
 
 
 def plain_config(module) -> dict:

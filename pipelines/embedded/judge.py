@@ -15,7 +15,7 @@ from ..training.task import BatchRandom, Example, Validation
 from .architectures import FACE_SIZE, build, convnext
 from .components import TRANSFORMERS, plain_config, save_component
 from .face_embedder import FIVE, landmarks_of
-from .portrait_set import DataSettings, PortraitTask, batches
+from .portrait_set import DataSettings, PortraitTask, batches, shifted
 
 ASPECTS = {"expression": EXPRESSIONS, "costume": COSTUMES, "lighting": tuple(LIGHTINGS)}
 
@@ -64,14 +64,12 @@ class TrainJudge(PortraitTask):
         return build(Judge, seed=self.seed).to(device)
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
-        picture, truth = self.portraits.picture(example.payload)[None], self.portraits.truth[example.payload]
-        side, size = self.settings.shift, picture.shape[-1]
-        top, left = torch.randint(0, 2 * side + 1, (2,), generator=draw).tolist()
+        truth = self.portraits.truth[example.payload]
+        picture, moved = shifted(self.portraits.picture(example.payload), self.settings.shift, draw)
         if torch.rand(1, generator=draw) < self.settings.soften:
-            picture = avg_pool2d(pad(picture, [1] * 4, mode="replicate"), 3, stride=1)
-        picture = pad(picture, [side] * 4, mode="replicate")[0, :, top : top + size, left : left + size]
+            picture = avg_pool2d(pad(picture[None], [1] * 4, mode="replicate"), 3, stride=1)[0]
         picture = (picture + 0.02 * torch.randn(picture.shape, generator=draw)).clamp(-1, 1)
-        points = (landmarks_of(truth) + torch.tensor([side - left, side - top])) / size
+        points = (landmarks_of(truth) + moved) / picture.shape[-1]
         near = points + self.settings.jitter * torch.randn(points.shape, generator=draw)
         labels = {aspect: torch.tensor(ASPECTS[aspect].index(truth[aspect])) for aspect in ASPECTS}
         return {"pixels": picture, "landmarks": points, "near": near, **labels}

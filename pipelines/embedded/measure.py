@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from ..metrics.frechet import frechet_distance
+from ..training.sampling import decode, stock_pipeline
 from .autoencoder import reconstruct
 from .clip import CHOICES, tokenize
 from .face_embedder import embeddings_of, pair_similarities, verification_accuracy
@@ -81,19 +81,16 @@ def generate(
 ) -> Tensor:
     """Pictures [N, 3, 128, 128] in -1..1 of captions, one from each seed 0..N-1, by diffusers' own pipeline."""
     base, made = family.base, []
-    scheduler = DDIMScheduler.from_config(base.scheduler.config)
-    pipeline = StableDiffusionPipeline(
-        base.vae, base.text_encoders[0], base.tokenizers[0], base.unet, scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = stock_pipeline(base, base.unet)
+    empty = base.encode_prompts([""])["prompt"]
     for chosen in batches(len(captions), batch):
-        pictures = pipeline(
-            [captions[index] for index in chosen], height=128, width=128, num_inference_steps=steps,
-            guidance_scale=guidance_scale, generator=[torch.Generator().manual_seed(index) for index in chosen],
-            output_type="pt",
+        latents = pipeline(
+            prompt_embeds=base.encode_prompts([captions[index] for index in chosen])["prompt"],
+            negative_prompt_embeds=empty.expand(len(chosen), -1, -1), height=128, width=128,
+            num_inference_steps=steps, guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(index) for index in chosen], output_type="latent",
         ).images  # fmt: skip
-        made.append(pictures.float() * 2 - 1)
+        made.append(decode(base.vae, latents) * 2 - 1)
         progress("text to image", chosen.stop, len(captions))
     return torch.cat(made)
 

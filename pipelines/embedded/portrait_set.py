@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..configuration import option
 from ..files import atomic_folder
@@ -41,6 +42,7 @@ class PortraitSet:
                 f"{folder} holds pictures of {made['size']} pixels, view {made['view']!r}: the embedded models want "
                 f"portraits of {SIDE}, which is what `generate portraits` makes unless told otherwise."
             )
+        self.keys: list[str] = []
         self.captions: list[str] = []
         self.truth: list[dict] = []
 
@@ -58,7 +60,8 @@ class PortraitSet:
     def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> "PortraitSet":
         """Read all captions and truth; ``progress(done, total)`` may raise to stop."""
         for index in range(len(self.captions), len(self)):
-            _, files = self.reader.read_bytes(index)
+            key, files = self.reader.read_bytes(index)
+            self.keys.append(key)
             self.captions.append(decode("txt", files["txt"]))
             self.truth.append(decode("json", files["json"]))
             progress(index + 1, len(self))
@@ -132,6 +135,14 @@ class PortraitTask:
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Write the components of the model into ``folder``."""
         raise NotImplementedError
+
+
+def shifted(picture: Tensor, most: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A picture [3, H, W] moved by up to ``most`` pixels, its border repeated; and the move [2] as (x, y)."""
+    top, left = torch.randint(0, 2 * most + 1, (2,), generator=draw).tolist()
+    height, width = picture.shape[1:]
+    padded = pad(picture[None], [most] * 4, mode="replicate")[0]
+    return padded[:, top : top + height, left : left + width], torch.tensor([most - left, most - top])
 
 
 def without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -54,8 +54,7 @@ class TrainTextToImage(PortraitTask):
     summary = "the embedded model's UNet (SD1.5's blocks in small), from a data set of portraits"
 
     def sources(self, index: int) -> dict[str, Source]:
-        key, files = self.portraits.reader.read_bytes(index)
-        content = text_checksum(f"{self.portraits.reader.dataset.fingerprint} {key}")
+        content = text_checksum(f"{self.portraits.reader.dataset.fingerprint} {self.portraits.keys[index]}")
         return {
             "latents": Source("latents", content, payload=index),
             "prompt": _prompt(self.portraits.captions[index]),

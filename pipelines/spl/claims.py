@@ -14,7 +14,7 @@ from torch import Tensor
 from ..embedded.family import EmbeddedFamily
 from ..embedded.measure import image_features, text_features
 from ..filters import box_mean
-from ..portraits import LIGHTINGS, Costume, Expression, Person, edited, lit, render, sample_person
+from ..portraits import LIGHTINGS, Person, edited, render, sample_person
 from ..randomness import generator
 from .edit_pipeline import EditSettings, TextEditPipeline
 from .embedded import pipeline_of
@@ -121,10 +121,7 @@ def measure_claims(
 
 def plain_person(population: int, index: int) -> Person:
     """Person ``index`` as the source prompt says: calm, everyday clothes, studio light and wall."""
-    person = sample_person(population, index)
-    costume = replace(person.costume, kind="everyday") if person.costume.kind != "everyday" else person.costume
-    person = replace(person, expression=Expression("neutral"), costume=Costume(**vars(costume)))
-    return lit(person, "studio")
+    return edited(sample_person(population, index), expression="neutral", costume="everyday", lighting="studio")
 
 
 def edited_by_rows(pipeline: TextEditPipeline, source: Tensor, edit: Edit, settings: ClaimsSettings, seed: int):
@@ -143,8 +140,7 @@ def edited_by_rows(pipeline: TextEditPipeline, source: Tensor, edit: Edit, setti
         preserve = preserver(row.loss)
         guidance = None
         if preserve is not None:
-            sigmas = [level.sigma for level in plan.levels]
-            guidance = StructureGuidance(reference, sigmas, structure, settings.start, preserve=preserve)
+            guidance = StructureGuidance(reference, plan.sigmas, structure, settings.start, preserve=preserve)
         picture = pipeline.decode(pipeline.edit(clean, shared, settings.edit, guidance, noise=noise))
         yield row, preserve(picture, source, None, structure, None) if row.refine else picture
 

@@ -111,8 +111,7 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
         plan = self.plan_of_texts(settings, source_prompt, target_prompt, negative_prompt, clean)
         guidance = None
         if structure is not None:
-            sigmas = [level.sigma for level in plan.levels]
-            guidance = StructureGuidance(self.decode(clean), sigmas, structure, start, mask)
+            guidance = StructureGuidance(self.decode(clean), plan.sigmas, structure, start, mask)
         result = self.decode(self.edit(clean, plan, settings, guidance, generator, on_step))
         return preserve_structure(result, source, mask, structure) if structure is not None and refine else result
 
@@ -258,3 +257,8 @@ class EditPlan:
     levels: list[Level]
     source: PromptTokens
     target: PromptTokens
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The levels as samplers call them, T+1 falling numbers."""
+        return [level.sigma for level in self.levels]

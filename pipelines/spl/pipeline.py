@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 
 from ..images import check_image, check_mask
+from ..weights.prompts import padded_tokens
 from .guidance import StructureGuidance
 from .optimise import preserve_structure
 from .pictures import VaePictures
@@ -114,10 +115,7 @@ class StructureGuidedImg2ImgPipeline(VaePictures, DiffusionPipeline):
             texts = [texts] * batch if isinstance(texts, str) else list(texts)
             if len(texts) != batch:
                 raise ValueError(f"{len(texts)} prompts for {batch} images: give one prompt, or one for each image.")
-            tokens = self.tokenizer(
-                texts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True,
-                return_tensors="pt",
-            )  # fmt: skip
-            return self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
+            tokens = padded_tokens(self.tokenizer, texts, self.tokenizer.model_max_length)
+            return self.text_encoder(tokens.to(self.unet.device))[0]
 
         return embed(negative), embed(prompt)

@@ -4,11 +4,10 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import atomic_file
 from ..randomness import seed_of
+from ..weights.checks import save_finite
 
 LAYERS = ("attention", "attention+convolution", "all")
 
@@ -89,12 +88,7 @@ def kohya_tensors(weights: dict[str, Tensor], alpha: float, dtype: torch.dtype) 
 
 def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a LoRA file, whole or not at all."""
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        kind = tensors[bad[0]].dtype
-        raise ValueError(f"{bad[0]} is not finite in {kind}: export it again with --export-dtype fp32 or bf16.")
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    save_finite(path, tensors, metadata, "export it again with --export-dtype fp32 or bf16")
 
 
 def lora_metadata(tensors: dict[str, Tensor], settings, title: str, facts: dict[str, str]) -> dict[str, str]:

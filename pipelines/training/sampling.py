@@ -17,7 +17,7 @@ def sample_picture(
     base: the ``BaseModel`` (its VAE decodes, in float32); positive, negative: ``prompt`` ``[1, 77, W]`` and, for SDXL,
     ``pooled``; size: ``(H, W)``, multiples of the VAE's cell.
     """
-    pipeline = _pipeline(base, unet)
+    pipeline = stock_pipeline(base, unet)
     device = next(unet.parameters()).device
     embeddings = {"prompt_embeds": positive["prompt"], "negative_prompt_embeds": negative["prompt"]}
     if "pooled" in positive:
@@ -35,7 +35,8 @@ def sample_picture(
     return decode(base.vae, latent)[0]
 
 
-def _pipeline(base, unet: nn.Module):
+def stock_pipeline(base, unet: nn.Module):
+    """diffusers' own pipeline of this family with DDIM, for embeddings made beforehand."""
     config = dict(base.scheduler.config)
     if config.get("rescale_betas_zero_snr"):  # such a model must be started from pure noise
         config["timestep_spacing"] = "trailing"

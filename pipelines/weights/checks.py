@@ -1,8 +1,12 @@
-"""What must hold of every module that was loaded, and the hash that names its weights."""
+"""What must hold of weights that are loaded or written, and the hash that names them."""
 
 import hashlib
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
+from ..files import atomic_file
 
 
 def check_weights(module: torch.nn.Module, name: str) -> None:
@@ -16,6 +20,15 @@ def check_weights(module: torch.nn.Module, name: str) -> None:
                 f"{name}: {bad} of the {value.numel()} values of {key} are NaN or infinite, "
                 "the model was saved broken: use another copy of it."
             )
+
+
+def save_finite(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], mend: str) -> None:
+    """Write a safetensors file, whole or not at all. Raises ``ValueError``, with ``mend``, for what is not finite."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite in {tensor.dtype}: {mend}.")
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def model_hash(module: torch.nn.Module) -> str:

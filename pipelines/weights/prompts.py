@@ -37,5 +37,10 @@ def _tokens(encoder, tokenizer, prompts: list[str], warn: bool) -> torch.Tensor:
                 logger.warning(
                     "The end of this prompt is left out, it has %d tokens and %d fit: %r", len(ids), length, prompt
                 )
-    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return tokens.input_ids.to(encoder.device)
+    return padded_tokens(tokenizer, prompts, length).to(encoder.device)
+
+
+def padded_tokens(tokenizer, prompts: list[str], length: int) -> torch.Tensor:
+    """Token numbers ``[B, length]``, cut or padded as the tokenizer does it."""
+    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(prompts), **options).input_ids

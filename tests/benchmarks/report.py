@@ -26,7 +26,6 @@ def resident_peak() -> float:
 
 def write_into_readme(name: str, text: str) -> None:
     """Put ``text`` between the marks of the benchmark ``name``."""
-    begin, end = f"<!-- benchmark:{name} -->", f"<!-- /benchmark:{name} -->"
-    path = ROOT / "README.md"
-    head, rest = path.read_text(encoding="utf-8").split(begin)
-    path.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    from likeness.pipelines.files import write_between
+
+    write_between(ROOT / "README.md", f"benchmark:{name}", text)

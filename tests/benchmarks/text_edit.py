@@ -52,12 +52,11 @@ class Edit:
         self.source = torch.rand(1, 3, SIZE, SIZE, device=device)
         self.clean = pipeline.encode(self.source)
         self.plan = pipeline.plan(self.settings, embedded, *prompts, tuple(self.clean.shape[-2:]))
-        self.sigmas = [level.sigma for level in self.plan.levels]
 
     def guidance(self):
         from likeness.pipelines.spl.guidance import StructureGuidance
 
-        return StructureGuidance(self.pipeline.decode(self.clean), self.sigmas, self.structure)
+        return StructureGuidance(self.pipeline.decode(self.clean), self.plan.sigmas, self.structure)
 
     @torch.no_grad()
     def run(self, preserved: bool):
@@ -94,7 +93,7 @@ def in_parts(edit: Edit) -> tuple[float, float]:
     step = seconds(lambda: edit.plan.model.denoise(0, noisy), "cpu", 1)
     # The last step refines anew at every evaluation.
     refinement = seconds(
-        lambda: guidance.refine(edit.clean, edit.sigmas[-2], pipeline.decode, pipeline.encode), "cpu", 1
+        lambda: guidance.refine(edit.clean, edit.plan.sigmas[-2], pipeline.decode, pipeline.encode), "cpu", 1
     )
     decoding = seconds(lambda: pipeline.decode(edit.clean), "cpu", 1)
     final = seconds(lambda: preserve_structure(edit.source.flip(-1), edit.source, None, edit.structure), "cpu", 1)
