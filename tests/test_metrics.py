@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from likeness.pipelines.metrics import fsim, gmsd, ssim
+from likeness.pipelines.metrics import fsim, gmsd, psnr, ssim
 from likeness.pipelines.metrics.phase_congruency import phase_congruency
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -88,6 +88,16 @@ def test_agrees_with_piq(piq, size):
         for name, truth in truths.items():
             score = SCORES[name](image, reference)
             assert torch.allclose(score, truth, rtol=0, atol=1e-5), f"{name}, {kind}: {score} is not {truth}"
+
+
+def test_psnr_agrees_with_scikit_image():
+    from skimage.metrics import peak_signal_noise_ratio
+
+    reference = photos((64, 97))
+    image = noisy(reference)
+    truth = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1) for a, b in zip(reference, image, strict=True)]
+    assert psnr(image, reference).tolist() == pytest.approx(truth, abs=1e-4)
+    assert psnr(image, image).isposinf().all()
 
 
 def test_fsim_agrees_with_piq_half_way_between_two_factors(piq):

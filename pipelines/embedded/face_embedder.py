@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from ..configuration import option
 from ..faces import align_faces
+from ..metrics.verification import pair_similarities, verification_accuracy
 from ..portraits import LANDMARKS
-from ..randomness import generator
 from ..training.task import BatchRandom, Example, Validation
 from .architectures import FACE_SIZE, build, convnext, seeded
 from .components import TRANSFORMERS, plain_config, save_component
@@ -123,34 +123,3 @@ def embeddings_of(embedder, portraits: PortraitSet, indices, check_stop: Callabl
         faces = align_faces(portraits.pictures(numbers), points, FACE_SIZE)
         vectors.append(embed(embedder, faces.to(device)).cpu())
     return torch.cat(vectors)
-
-
-def pair_similarities(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines of all pairs of the same person, and of as many of different people: the first of each pair and a
-    stranger at random, always the same. Raises ``ValueError`` where nobody is shown twice, or only one person is.
-    """
-    cosines = vectors @ vectors.T
-    alike = labels[:, None] == labels[None]
-    first, second = torch.ones_like(alike).triu(1).logical_and(alike).nonzero(as_tuple=True)
-    if not len(first):
-        raise ValueError(f"none of {len(labels)} people is shown twice: generate more items than --people.")
-    if alike.all():
-        raise ValueError(f"all {len(labels)} pictures show one person: generate some with more --people.")
-    strangers = [(~row).nonzero()[:, 0] for row in alike]
-    draw = torch.rand(len(first), generator=generator("strangers", len(first)))
-    chosen = [strangers[one][int(place * len(strangers[one]))] for one, place in zip(first, draw, strict=True)]
-    return cosines[first, second], cosines[first, torch.stack(chosen)]
-
-
-def verification_accuracy(same: Tensor, different: Tensor, folds: int = 10) -> float:
-    """Share of pairs told rightly; each fold by the threshold that is best for the others (as LFW does it)."""
-    values = torch.cat([same, different])
-    truth = torch.cat([torch.ones_like(same), torch.zeros_like(different)]).bool()
-    fold = torch.arange(len(values)) % folds
-    right = 0
-    for number in range(folds):
-        known, asked = fold != number, fold == number
-        thresholds = values[known].sort().values
-        hits = ((values[known][None] >= thresholds[:, None]) == truth[known]).float().mean(1)
-        right += int(((values[asked] >= thresholds[hits.argmax()]) == truth[asked]).sum())
-    return right / max(len(values), 1)

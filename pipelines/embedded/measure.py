@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..metrics.frechet import frechet_distance
+from ..metrics.verification import pair_similarities, verification_accuracy
 from ..training.sampling import decode, stock_pipeline
 from .autoencoder import reconstruct
 from .clip import CHOICES, tokenize
-from .face_embedder import embeddings_of, pair_similarities, verification_accuracy
+from .face_embedder import embeddings_of
 from .family import EmbeddedFamily
 from .judge import ASPECTS, Judge, verdicts
 from .portrait_set import PortraitSet, batches

@@ -1,4 +1,4 @@
-"""The three scores. Where a paper leaves a border or a scale open, its authors' code and piq decide.
+"""The scores of pixels. Where a paper leaves a border or a scale open, its authors' code and piq decide.
 
 The constants belong to the definitions: with other values the scores could not be compared with published ones.
 """
@@ -21,6 +21,15 @@ GMSD_CONSTANT = 170  # squared grey levels, c in the paper
 FSIM_SIDE = 256  # pixels: the scale at which FSIM compares
 FSIM_T1 = 0.85  # for phase congruency, which has no unit
 FSIM_T2 = 160  # squared grey levels, for gradient magnitudes
+
+
+@torch.no_grad()
+def psnr(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio of two ``[B, 3, H, W]`` in 0..1, in dB: ``[B]``, infinite for identical images.
+
+    -10 log10 of the mean squared error over pixels and channels.
+    """
+    return -10 * (image.float() - reference.float()).square().mean(dim=(1, 2, 3)).log10()
 
 
 @torch.no_grad()
