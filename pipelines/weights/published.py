@@ -1,0 +1,199 @@
+"""Checkpoints of the five methods in the forms in which they were published, by exact names and shapes.
+
+``load_published`` reads a file (safetensors or pickle), takes off what wrappers put around the names, and holds the
+tensors against the shapes of the network they belong to: nothing is left out and nothing is ignored silently.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .architectures import Shapes
+from .tensors import load_tensors
+
+SHOWN = 5
+# What training scripts put around a model's names.
+WRAPPERS = ("module.", "state_dict.", "model_state_dict.", "_orig_mod.", "unet.")
+LDM_UNET = ("model.diffusion_model.", "diffusion_model.")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One kind of checkpoint: the tensors wanted, and the files it goes by, the first being the usual one."""
+
+    files: tuple[str, ...]
+    shapes: Callable[[], Shapes]
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+
+
+def load_published(path: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names in our networks (diffusers' where it is one of theirs).
+
+    path: the file, or a folder that holds it under one of its usual names; kind: a key of ``PUBLISHED``. Raises
+    ``ValueError`` for a missing or damaged file, and where names or shapes differ, with the names.
+    """
+    if kind not in PUBLISHED:
+        raise ValueError(f"no published checkpoint is called {kind!r}: known are {', '.join(PUBLISHED)}.")
+    published, path = PUBLISHED[kind], Path(path)
+    if path.is_dir():
+        found = [path / name for name in published.files if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"{path} holds none of {', '.join(published.files)}: put the {kind} checkpoint there.")
+        path = found[0]
+    tensors = published.rename(unwrapped(load_tensors(path)))
+    check_names(tensors, published.shapes(), f"{path} ({kind})")
+    return tensors
+
+
+def unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefixes that all names share and that training scripts put there."""
+    while prefix := next((one for one in WRAPPERS if tensors and all(name.startswith(one) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def check_names(tensors: dict[str, Tensor], wanted: Shapes, what: str) -> None:
+    """Raise ``ValueError`` naming what is missing, what is not known, and what has another shape."""
+    missing = sorted(set(wanted) - set(tensors))
+    unknown = sorted(set(tensors) - set(wanted))
+    other = [
+        f"{name} {tuple(tensors[name].shape)}, wanted {tuple(wanted[name])}"
+        for name in sorted(set(wanted) & set(tensors))
+        if tuple(tensors[name].shape) != tuple(wanted[name])
+    ]
+    faults = [
+        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        for kind, names in (("missing", missing), ("not known", unknown), ("of another shape", other))
+        if names
+    ]
+    if faults:
+        raise ValueError(f"{what} is not built as expected. {'; '.join(faults)}. Is it the right file, whole?")
+
+
+def diffusers_unet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of an SD1.x or SD2.x UNet under diffusers' names, from those or from ComfyUI's (LDM) names."""
+    for prefix in LDM_UNET:
+        inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        tensors = inside or tensors
+    if not any(name.startswith("input_blocks.") for name in tensors):
+        return tensors
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    layers = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
+    return convert_ldm_unet_checkpoint({LDM_UNET[0] + name: tensor for name, tensor in tensors.items()}, layers)
+
+
+def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
+    """Shapes of a linear layer."""
+    return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def norm(name: str, width: int) -> Shapes:
+    """Shapes of a normalisation with scale and shift."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def resampler(output: int, layers: int = 4, width: int = 1280, tokens: int = 16, inputs: int = 512) -> Shapes:
+    """The perceiver that turns a face embedding into tokens (IP-Adapter's Resampler; MCLD, InstantID)."""
+    shapes = {"latents": (1, tokens, width)} | linear("proj_in", inputs, width) | linear("proj_out", width, output)
+    shapes |= norm("norm_out", output)
+    for layer in range(layers):
+        attention, feed_forward = f"layers.{layer}.0", f"layers.{layer}.1"
+        shapes |= norm(f"{attention}.norm1", width) | norm(f"{attention}.norm2", width)
+        shapes |= linear(f"{attention}.to_q", width, width, False)
+        shapes |= linear(f"{attention}.to_kv", width, 2 * width, False)
+        shapes |= linear(f"{attention}.to_out", width, width, False)
+        shapes |= norm(f"{feed_forward}.0", width)
+        shapes |= linear(f"{feed_forward}.1", width, 4 * width, False)
+        shapes |= linear(f"{feed_forward}.3", 4 * width, width, False)
+    return shapes
+
+
+def pose_guider() -> Shapes:
+    """MCLD's pose guider (its method notes, section 2)."""
+    names = ["conv_in", *(f"blocks.{number}" for number in range(6)), "conv_out"]
+    widths = (3, 16, 16, 32, 32, 96, 96, 256, 320)
+    shapes = {}
+    for name, inputs, outputs in zip(names, widths, widths[1:], strict=False):
+        shapes |= {f"{name}.weight": (outputs, inputs, 3, 3), f"{name}.bias": (outputs,)}
+    return shapes
+
+
+def dreampose_adapter() -> Shapes:
+    """DreamPose's image adapter at 640x512; MCDM's has another first layer (1024 wide)."""
+    return linear("vae2clip", 1280, 768) | linear("linear1", 54, 50)
+
+
+@cache
+def sd15_unet() -> Shapes:
+    """All names and shapes of diffusers' SD1.5 UNet."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
+    return {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+
+
+def mcld_unet() -> Shapes:
+    """SD1.5's UNet and the face branch's keys and values at each of its 16 cross-attention layers."""
+    shapes = dict(sd15_unet())
+    for name, shape in sd15_unet().items():
+        for part in ("to_k", "to_v"):
+            if name.endswith(f"attn2.{part}.weight"):
+                shapes[name.replace(f".{part}.", f".processor.{part}_ip.")] = shape
+    return shapes
+
+
+def mcld_reference_unet() -> Shapes:
+    """SD1.5's UNet without its end: only the features on the way are used."""
+    return {name: shape for name, shape in sd15_unet().items() if not name.startswith(("conv_norm_out", "conv_out"))}
+
+
+def ip_adapter_names(processors: Iterable[str]) -> dict[str, str]:
+    """From the names in IP-Adapter files ("1.to_k_ip.weight") to those of a diffusers UNet's attention processors.
+
+    processors: the keys of ``unet.attn_processors``, in their order, which the numbers count.
+    """
+    return {
+        f"{number}.{part}_ip.weight": f"{name}.{part}_ip.weight"
+        for number, name in enumerate(processors)
+        if ".attn2." in name
+        for part in ("to_k", "to_v")
+    }
+
+
+def split_instantid(path: Path, processors: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(image projector, attention weights by processor name) of InstantID's ``ip-adapter.bin``.
+
+    Raises ``ValueError`` where names or shapes differ from the published ones.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    tensors = load_tensors(path)
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"{path} is no InstantID adapter: it holds {name}; wanted are image_proj and ip_adapter.")
+        parts[part][rest] = tensor
+    check_names(parts["image_proj"], resampler(2048), f"{path} (image_proj)")
+    names = ip_adapter_names(processors)
+    check_names(
+        parts["ip_adapter"], {name: parts["ip_adapter"].get(name, torch.empty(0)).shape for name in names},
+        f"{path} (ip_adapter)",
+    )  # fmt: skip
+    return parts["image_proj"], {names[name]: tensor for name, tensor in parts["ip_adapter"].items()}
+
+
+PUBLISHED = {
+    "sd15-unet": Published(("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"), sd15_unet,
+                           diffusers_unet),
+    "mcld-unet": Published(("denoising_unet.pth",), mcld_unet),
+    "mcld-reference-unet": Published(("reference_unet.pth",), mcld_reference_unet, diffusers_unet),
+    "mcld-pose-guider": Published(("pose_guider.pth",), pose_guider),
+    # The README, the loader and the training of its authors each write another name.
+    "mcld-projector": Published(("image_projector.pth", "image_proj_model.pth"), lambda: resampler(768)),
+    "dreampose-adapter": Published(("adapter.pth", "custom_chkpts.pth"), dreampose_adapter),
+}  # fmt: skip
