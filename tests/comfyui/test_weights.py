@@ -15,8 +15,7 @@ from diffusers import UNet2DConditionModel
 from likeness.pipelines.weights import load_base_model, model_hash
 from likeness.pipelines.weights.architectures import unet_config
 from safetensors.torch import load_file, save_file
-from test_real_shapes import VAE, random_weights
-from tiny_models import CPU, fill
+from tiny_models import CPU, FULL_VAE, fill, random_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = "a portrait, golden light"
@@ -77,7 +76,7 @@ class Checkpoint:
         channels = 64 if name == "sd2" else 32
         self.model = comfyui_unet(name, CPU, model_type, model_channels=channels, context_dim=context, **extra)
         self.unet = fill(self.model.diffusion_model, 1).eval()
-        vae = comfy.ldm.models.autoencoder.AutoencoderKL(embed_dim=4, ddconfig=VAE | {"ch": 32})
+        vae = comfy.ldm.models.autoencoder.AutoencoderKL(embed_dim=4, ddconfig=FULL_VAE | {"ch": 32})
         self.vae = fill(vae, 2).eval()
         clip_class, tokenizer_class = CLIPS[self.family]
         options = {f"clip_{letter}_model_config": TINY_CLIP for letter in "lgh"}
@@ -318,7 +317,7 @@ def write_full_size(name: str, path) -> None:
     generator, meta = torch.Generator().manual_seed(0), torch.device("meta")
     model = comfyui_unet(name, meta)
     with meta:
-        vae = comfy.ldm.models.autoencoder.AutoencoderKL(embed_dim=4, ddconfig=VAE)
+        vae = comfy.ldm.models.autoencoder.AutoencoderKL(embed_dim=4, ddconfig=FULL_VAE)
     clip = CLIPS[ARCHITECTURES[name][2]][0](device="meta", dtype=torch.float16)
     weights = [random_weights(part, "", generator) for part in (model.diffusion_model, clip, vae)]
     weights = model.state_dict_for_saving(*weights)

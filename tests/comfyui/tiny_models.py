@@ -1,4 +1,4 @@
-"""Tiny models from ComfyUI's own classes, with seeded random weights, and a VAE that loses detail but nothing else."""
+"""Models from ComfyUI's own classes with seeded random weights, mostly tiny, and a VAE that loses detail only."""
 
 import comfy.model_base
 import comfy.model_patcher
@@ -180,3 +180,22 @@ class StandInClip:
 def _noise(tokens: torch.Tensor, width: int) -> torch.Tensor:
     """A seeded vector for every number."""
     return torch.stack([torch.randn(width, generator=torch.Generator().manual_seed(int(token))) for token in tokens])
+
+
+# Stable Diffusion's, full size.
+FULL_VAE = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+       "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
+
+
+def random_weights(module: torch.nn.Module, prefix: str, generator) -> dict:
+    """fp16 weights of a module's shapes: unit gain for matrices, ones for norms' scales, zeros for biases."""
+    weights = {}
+    for name, value in module.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        if value.ndim > 1:
+            weight = torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5
+        else:
+            weight = torch.ones(value.shape) if name.endswith("weight") else torch.zeros(value.shape)
+        weights[prefix + name] = weight.half().contiguous()
+    return weights
