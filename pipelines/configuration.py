@@ -234,6 +234,20 @@ def section_as_table(section) -> dict:
     return {name: _plain(value) for name, value in asdict(section).items()}
 
 
+def as_arguments(section: type, values: dict) -> list[str]:
+    """The words of a command line that give one section these plain values; defaults are left out."""
+    words = []
+    for entry in fields_of(section):
+        value = values.get(entry.name)
+        if value is None or value == _plain(entry.default):
+            continue
+        if isinstance(value, bool):
+            words.append(_flag(entry) if value else f"--no-{_flag(entry)[2:]}")
+        else:
+            words += [_flag(entry), *(str(item) for item in (value if isinstance(value, list) else [value]))]
+    return words
+
+
 def holds_paths(entry: Field) -> bool:
     """True if the values of a field that ``fields_of`` gave are paths, or tuples of them."""
     return _kind(entry)[0] is Path

@@ -8,6 +8,7 @@ import pytest
 from likeness.pipelines.configuration import (
     SettingsError,
     add_arguments,
+    as_arguments,
     as_tables,
     build_settings,
     changed_fixed_settings,
@@ -55,6 +56,13 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     settings = build_settings(Settings, read_toml(tmp_path / "a.toml"), from_command_line("--steps", "30", "--no-flip"))
     assert settings == Settings(Run(Path("here"), 30, 2.0, (), None, False), Model("large"))
     assert isinstance(settings.run.rate, float)
+
+
+def test_settings_as_words_of_a_command_line_read_back_as_themselves():
+    for run in (Run(Path("a b")), Run(Path("x"), 7, 1e-7, ("a", "b c"), 0, False)):
+        words = as_arguments(Run, as_tables(Settings(run, Model()))["run"])
+        assert build_settings(Settings, from_command_line(*words)) == Settings(run, Model())
+    assert as_arguments(Run, {"output": "here", "steps": 10, "flip": True}) == ["--output", "here"]
 
 
 @pytest.mark.parametrize("words", [["--names", "a", 'with "quotes" and \\'], ["--limit", "3"], ["--rate", "1e-5"]])

@@ -199,6 +199,7 @@ def test_exports_become_one_model_that_is_measured_and_described(runs):
     card = (runs / "family" / "README.md").read_text()
     assert "| autoencoder PSNR (dB) |" in card and "- seed: 0" in card and "git revision" in card
     assert str(runs) not in card
+    assert "train embedded-autoencoder --data train --held-out held --output autoencoder --name m --steps 2" in card
     assert json.loads((runs / "family" / "metrics.json").read_text())["figures"] == figures
 
 

@@ -2,20 +2,29 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 from safetensors import safe_open
 
+from ..configuration import as_arguments
 from ..files import write_json, write_text
+from ..training.settings import OptimizerSettings, ReportSettings, RunSettings
+from .autoencoder import TrainAutoencoder
+from .clip import TrainClip
+from .face_embedder import TrainFaceEmbedder
+from .text_to_image import TrainTextToImage
 
 BARS = {
     "autoencoder PSNR (dB)": 28.0, "CLIP finds the caption of 32": 0.70, "face verification": 0.97,
     "text to image: expression": 0.75, "text to image: costume": 0.75, "text to image: lighting": 0.75,
 }  # fmt: skip
 SHOWN_FACTS = {
-    "data": "data", "held_out": "validated on", "ss_steps": "steps", "ss_total_batch_size": "batch", "ss_seed": "seed",
-    "ss_learning_rate": "learning rate", "ss_mixed_precision": "precision", "likeness_revision": "git revision",
-    "date": "date",
+    "data": "data", "held_out": "validated on", "ss_seed": "seed", "likeness_revision": "git revision", "date": "date",
+}
+TASKS = {
+    "vae": TrainAutoencoder, "text_encoder": TrainClip, "image_encoder": TrainClip, "unet": TrainTextToImage,
+    "face_embedder": TrainFaceEmbedder,
 }  # fmt: skip
 HEAD = """---
 license: apache-2.0
@@ -56,11 +65,17 @@ def _component(file: Path) -> str:
         facts = opened.metadata()
         count = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     told = "\n".join(f"- {name}: {facts[key]}" for key, name in SHOWN_FACTS.items() if key in facts)
-    settings = json.loads(facts.get("likeness_settings", "{}"))
-    options = json.dumps(settings.get("task", {}) | settings.get("optimizer", {}), default=str)
+    command = training_command(TASKS[file.parent.name], json.loads(facts["likeness_settings"]))
     time = (float(facts["ss_training_finished_at"]) - float(facts["ss_training_started_at"])) / 60
     return (
         f"### {file.parent.name} ({count / 1e6:.2f} million weights, {file.stat().st_size / 2**20:.1f} MiB)\n\n{told}\n"
-        f"- time from start to end: {time:.0f} min\n- settings: `{options}`\n"
+        f"- time from start to end: {time:.0f} min\n\n```\n{command}\n```\n"
     )
+
+
+def training_command(task: type, settings: dict[str, dict]) -> str:
+    """The command that repeats a training, from the settings its export keeps; of paths only the last names."""
+    sections = {"task": task.Settings, "run": RunSettings, "optimizer": OptimizerSettings, "report": ReportSettings}
+    words = [word for name, section in sections.items() for word in as_arguments(section, settings[name])]
+    return shlex.join(["python", "nodes/train_cli.py", "train", task.name, *words])
 
