@@ -8,6 +8,7 @@ from .models import LoadEmbeddedPortraitModel
 from .scores import StructureScore
 from .spl import StructureGuidanceNode, StructureRefine
 from .text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
+from .weights import Weights
 
 
 class LikenessExtension(ComfyExtension):
@@ -16,4 +17,5 @@ class LikenessExtension(ComfyExtension):
         return [
             StructureGuidanceNode, StructureRefine, EditGuiderNode, VirtualInversionSampler, DdimInversionSampler,
             UpsampleMaskToEdges, EditMaskFromWords, StructureScore, LoadEmbeddedPortraitModel,
+            Weights,
         ]  # fmt: skip

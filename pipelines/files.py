@@ -45,9 +45,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         with clear_disk_errors(path):
             yield temporary
-            _sync(temporary)
-            _replace(temporary, path)
-            _sync_folder(path.parent)
+            move_into_place(temporary, path)
     finally:
         _remove(temporary)
 
@@ -69,6 +67,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         _remove(temporary)
+
+
+def move_into_place(finished: Path, path: Path) -> None:
+    """Give a finished file its name, in place of what has it; its bytes are on the disk before the name is."""
+    _sync(finished)
+    _replace(finished, path)
+    _sync_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:

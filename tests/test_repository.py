@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from likeness.pipelines.weights.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ROOT / "examples_workflows"
 SOURCES = [*sorted((ROOT / "pipelines").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py")), ROOT / "__init__.py"]
 SCRIPTS = {
     "quickstart.py", "dataset_cli.py", "pack.py", "environment.py", "comfyui_server.py", "train_cli.py",
-    "evaluate_cli.py",
+    "evaluate_cli.py", "weights_cli.py",
 }  # fmt: skip
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution", "server"}
 METHODS = {"spl", "idetail", "mcdm", "idsync", "mcld"}
@@ -49,17 +50,24 @@ def test_pack_imports_without_comfyui_and_without_anything_else():
     assert list(imports(ROOT / "__init__.py")) == [(1, "nodes.extension")]
 
 
-def test_manifest_entries_have_exactly_the_documented_fields():
-    manifest = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))
-    names = [entry["name"] for entry in manifest["weights"]]
-    assert len(set(names)) == len(names)
-    for entry in manifest["weights"]:
-        assert set(entry) == set(manifest["fields"])
-        assert entry["sha256"] is None or re.fullmatch("[0-9a-f]{64}", entry["sha256"])
-        assert entry["size"] is None or (isinstance(entry["size"], int) and entry["size"] > 0)
-        assert entry["commercial_use"] in (True, False, None)
-        assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry["repository"])
-        assert all(entry[key] for key in ("purpose", "file", "revision", "licence", "nodes", "folder"))
+def test_manifest_entries_are_whole_and_explained():
+    fields = json.loads((ROOT / "weights_manifest.json").read_text(encoding="utf-8"))["fields"]
+    weights = read_manifest()
+    assert len({weight.name for weight in weights}) == len(weights) > 20
+    ids = {*node_ids(), *(path.name for path in WORKFLOWS.glob("*.json"))}
+    for weight in weights:
+        assert set(vars(weight)) == set(fields)
+        assert weight.sha256 is None or re.fullmatch("[0-9a-f]{64}", weight.sha256)
+        assert weight.size is None or (isinstance(weight.size, int) and weight.size > 0)
+        assert weight.commercial_use in (True, False, None)
+        if weight.url:
+            assert weight.url.startswith("https://") and weight.repository is None
+        else:
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+", weight.repository) and weight.revision
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", weight.name)
+        assert all([weight.purpose, weight.file, weight.licence, weight.folder, weight.save_as, weight.source])
+        assert set(weight.nodes) <= ids
+        assert set(weight.methods) <= METHODS | {"faces", "masks", "metrics"} and weight.methods
 
 
 def test_requirements_are_lower_bounds_only():

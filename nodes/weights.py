@@ -1,0 +1,103 @@
+"""The node that says where external weights are, and gets them when told to."""
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..pipelines.weights.manifest import State, WeightFile, destination, find, read_manifest, select, state
+
+
+class Weights(io.ComfyNode):
+    """The path of an external weight file; downloads it when asked."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LikenessWeights",
+            display_name="Weights",
+            category="Likeness/models",
+            description="Where a model file that a method of this pack can use is, or belongs, with its licence. "
+            "Downloads it only if you switch that on.",
+            search_aliases=["download model", "checkpoint path", "model manager", "licence"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "name", options=[weight.name for weight in read_manifest()],
+                    tooltip="The file, as weights_manifest.json and `nodes/weights_cli.py list` call it.",
+                ),
+                io.Boolean.Input(
+                    "download", default=False,
+                    tooltip="Get the file if it is missing or damaged. Off: nothing goes over the net.",
+                ),
+                io.Boolean.Input(
+                    "verify", default=False, optional=True, advanced=True,
+                    tooltip="Read the whole file and compare its checksum, where one is known.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="path", tooltip="The file; of an archive, its first member."),
+                io.String.Output(display_name="status", tooltip="Licence, size and state, as text."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, name, download, verify=False):
+        weight = _weight(name)
+        paths = find(weight, models_folders(weight)) or []
+        return [(str(path), path.stat().st_mtime_ns) for path in paths]
+
+    @classmethod
+    def execute(cls, name, download, verify=False) -> io.NodeOutput:
+        weight = _weight(name)
+        folders = models_folders(weight)
+        found = state(weight, folders, checksums=verify)
+        if found in (State.MISSING, State.DAMAGED):
+            if not download:
+                raise ValueError(f"Weights: {name} is {found.value}. Switch download on. {_by_hand(weight)}")
+            _download(weight)
+            found = state(weight, folders, checksums=verify)
+        path, text = find(weight, folders)[0], status(weight, found)
+        return io.NodeOutput(str(path), text, ui=ui.PreviewText(f"{path}\n{text}"))
+
+
+def models_folders(weight: WeightFile) -> list[Path]:
+    """ComfyUI's models folder, and those that its extra paths add for this kind of model."""
+    kind = weight.folder.partition("/")[0]
+    extra = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
+    return [Path(folder_paths.models_dir), *(Path(path).parent for path in extra if Path(path).name == kind)]
+
+
+def status(weight: WeightFile, found: State) -> str:
+    """What a person should know of it, in lines."""
+    uses = {True: "commercial use allowed", False: "no commercial use", None: "commercial use unclear"}
+    return f"{weight.name}: {found.value}\n{weight.purpose}\n{weight.licence}; {uses[weight.commercial_use]}"
+
+
+def _weight(name: str) -> WeightFile:
+    return select(read_manifest(), [name])[0]
+
+
+def _by_hand(weight: WeightFile) -> str:
+    from ..pipelines.weights.download import by_hand
+
+    return by_hand(weight, destination(weight, Path(folder_paths.models_dir)))
+
+
+def _download(weight: WeightFile) -> None:
+    from ..pipelines.weights.download import download
+
+    progress = None
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal progress
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress = progress or comfy.utils.ProgressBar(total or done)
+        progress.update_absolute(done, total or done)
+
+    try:
+        download(weight, Path(folder_paths.models_dir), report)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"Weights: {error}") from error
