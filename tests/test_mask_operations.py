@@ -6,6 +6,7 @@ import torch
 from likeness.pipelines.masks import edge_band, fill_holes, keep_piece, remove_specks, soften
 from scipy import ndimage
 
+
 def blobs(seed: int = 0, count: int = 3) -> torch.Tensor:
     """Random soft masks [B, 70, 90] of many pieces with holes in them."""
     noise = np.random.default_rng(seed).normal(size=(count, 70, 90))
