@@ -2,15 +2,19 @@
 
   claims     re-run a paper's claims on the portrait world, where the truth about every edit is known
   embedded   put the embedded models together from the exports of their training, measure them, write their card
+  score      scores of pictures: against a source, a prompt, a person, a mask of the clothes
+  compare    a folder of pictures against another: each picture, and both folders as wholes; CSV, JSON, HTML page
 
 examples
+  python nodes/evaluate_cli.py score edit.png --source photo.png --prompt "a portrait at golden hour" --json scores.json
+  python nodes/evaluate_cli.py compare generated real --output results --faces embedded --dinov2 models/dinov2-base
   python nodes/evaluate_cli.py claims spl --people 100 --output results
   python nodes/evaluate_cli.py embedded --autoencoder runs/vae/vae --clip runs/clip/clip --text-to-image runs/unet/unet
     --face-embedder runs/face/face --judge runs/judge/judge --held-out data/held --output models/portrait
   python nodes/evaluate_cli.py embedded --judge runs/judge/judge --held-out data/held --measure models/portrait
 
 exit codes
-  0  done
+  0  done, or stopped on request (Ctrl-C, or a file named STOP in the output folder) with what was found written
   1  failed; the message says why
   2  wrong usage
 """
@@ -41,8 +45,10 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="{claims,embedded}")
+    commands = parser.add_subparsers(required=True, metavar="{claims,embedded,score,compare}")
     _add_claims(commands)
+    _add_score(commands)
+    _add_compare(commands)
     embedded = commands.add_parser("embedded", help="put together, measure and describe the embedded models")
     embedded.set_defaults(run=run_embedded)
     for name in EXPORTS:
@@ -70,6 +76,114 @@ def _add_claims(commands) -> None:
     claims.add_argument("--steps", type=int, default=15, help="sampling steps of an edit (default: 15)")
     claims.add_argument("--batch", type=int, default=20, help="pictures edited at once (default: 20)")
     claims.add_argument("--readme", action="store_true", help="also put the report into README.md")
+
+
+def _add_score(commands) -> None:
+    score = commands.add_parser("score", help="scores of pictures")
+    score.set_defaults(run=run_score)
+    score.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    score.add_argument("--source", type=Path, help="the picture they were made from")
+    score.add_argument("--source-prompt", help="what the source shows, for the CLIP directional similarity")
+    score.add_argument("--mask", type=Path, help="mask of the clothes (white), for the Clothing score")
+    score.add_argument("--json", type=Path, help="write the scores into this file, too")
+    _add_networks(score)
+
+
+def _add_compare(commands) -> None:
+    compare = commands.add_parser("compare", help="a folder of pictures against another")
+    compare.set_defaults(run=run_compare)
+    compare.add_argument("folder", type=Path, help="the pictures to measure; a subfolder each person where it counts")
+    compare.add_argument("reference", type=Path, help="the pictures to measure them by; equal names are compared")
+    compare.add_argument("--output", type=Path, required=True, help="folder for the table, the scores and the page")
+    compare.add_argument("--masks", type=Path, help="masks of the clothes by the pictures' names")
+    _add_networks(compare)
+    compare.add_argument("--features", choices=("embedded-clip", "clip", "dinov2", "vgg16"),
+                         help="what sees sets of pictures (default: dinov2, clip, else embedded-clip)")  # fmt: skip
+
+
+def _add_networks(command) -> None:
+    command.add_argument("--prompt", help="what the pictures should show; a .txt beside a picture goes before it")
+    command.add_argument("--clip", type=Path, help="folder of a CLIP (default: below --models, else the embedded one)")
+    command.add_argument("--dinov2", type=Path, help="folder of a DINOv2 (default: below --models)")
+    command.add_argument("--vgg16", type=Path, help="VGG16's weights, for the Clothing score (default: below --models)")
+    command.add_argument("--faces", choices=("none", "embedded", "opencv", "insightface"), default="none",
+                         help="what finds and embeds faces (default: none)")  # fmt: skip
+    command.add_argument("--models", type=Path, default=Path("models"),
+                         help="ComfyUI's models folder, or one like it (default: models)")  # fmt: skip
+
+
+def run_score(options: argparse.Namespace) -> int:
+    """The command ``score``: a table on the screen, and a JSON file."""
+    from likeness.pipelines.evaluation.files import score_files
+    from likeness.pipelines.files import write_json
+    from likeness.pipelines.stop import Stopped, StopRequest
+
+    with StopRequest() as stop:
+        try:
+            found = score_files(options.pictures, _panel(options), options.source, options.prompt,
+                                options.source_prompt, options.mask, stop.check)  # fmt: skip
+        except Stopped:
+            return 0
+    print(found.text())
+    for reason in found.bad.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    if options.json is not None:
+        write_json(options.json, found.as_json())
+    return 0 if found.scores else 1
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """The command ``compare``: pictures.csv, scores.json and report.html in the output folder."""
+    from likeness.pipelines.evaluation.folders import compare_folders
+    from likeness.pipelines.evaluation.report import write_report
+    from likeness.pipelines.evaluation.sets import SetScores, score_sets
+    from likeness.pipelines.stop import Stopped, StopRequest
+
+    panel = _panel(options)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with StopRequest(options.output) as stop:
+
+        def step(what: str, done: int, total: int) -> None:
+            _show(what, done, total)
+            stop.check()
+
+        found = compare_folders(options.folder, options.reference, panel, options.prompt, options.masks, step)
+        sets = None
+        if found.complete:
+            try:
+                embedder = panel.faces.embedder if panel.faces else None
+                sets = score_sets(found, panel.features.name, embedder, step)
+            except Stopped:
+                found.complete = False
+    files = write_report(options.output, found, sets or SetScores(), _show)
+    for name, value in (sets.values if sets else {}).items():
+        print(f"{name:70} {value:.4f}")
+    print("".join(f"{reason}\n" for reason in found.bad.values()), end="", file=sys.stderr)
+    print(f"{'' if found.complete else 'Stopped; what was done is in '}{files['report.html']}")
+    return 0
+
+
+def _panel(options: argparse.Namespace):
+    """What measures, by the options of ``_add_networks``."""
+    from likeness.pipelines.evaluation.backbones import NETWORKS
+    from likeness.pipelines.evaluation.folders import Panel
+    from likeness.pipelines.evaluation.panel import installed, portrait_scores
+    from likeness.pipelines.spl.score import SCORES
+
+    models, given = [options.models], {name: getattr(options, name) for name in NETWORKS if getattr(options, name)}
+    found = installed(models, given)
+    usual = next(name for name in ("dinov2", "clip", "embedded-clip") if name in found)
+    features = getattr(options, "features", None) or usual
+    if features not in found:
+        raise ValueError(f"--features is {features}, which is not there: add --{features} PLACE.")
+    faces = None
+    if options.faces != "none":
+        from likeness.pipelines.faces import BackendSettings, load_backend
+
+        faces = load_backend(options.faces, BackendSettings(options.models))
+    words = found.get("clip", found["embedded-clip"])
+    scores = portrait_scores(models, words, faces and faces.embedder, SCORES, found.get("vgg16"))
+    return Panel(scores, found[features], faces)
 
 
 def run_claims(options: argparse.Namespace) -> int:

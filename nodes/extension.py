@@ -3,8 +3,10 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .masks import UpsampleMaskToEdges
+from .masks import CleanMask, MaskEdgeBand, SoftenMask, UpsampleMaskToEdges
 from .models import LoadEmbeddedPortraitModel
+from .person_masks import ClothingMask, FaceMask, ForegroundMask, SplitPeopleMask
+from .portrait_scores import KeepBest, PortraitScores
 from .scores import StructureScore
 from .spl import StructureGuidanceNode, StructureRefine
 from .text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
@@ -17,5 +19,6 @@ class LikenessExtension(ComfyExtension):
         return [
             StructureGuidanceNode, StructureRefine, EditGuiderNode, VirtualInversionSampler, DdimInversionSampler,
             UpsampleMaskToEdges, EditMaskFromWords, StructureScore, LoadEmbeddedPortraitModel,
-            Weights,
+            Weights, PortraitScores, KeepBest,
+            ForegroundMask, ClothingMask, FaceMask, SplitPeopleMask, SoftenMask, CleanMask, MaskEdgeBand,
         ]  # fmt: skip

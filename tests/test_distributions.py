@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from likeness.pipelines.metrics import (
+    LPIPS,
     class_similarities,
     clip_directional,
     clip_score,
@@ -17,7 +18,6 @@ from likeness.pipelines.metrics import (
     jensen_shannon,
     kernel_distance,
     kernel_inception_distance,
-    lpips,
     tsne_divergence,
     verify,
 )
@@ -93,11 +93,15 @@ def test_features_that_do_not_fit_are_named(one, other, message):
 
 
 def test_lpips_without_its_parts_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match="weights at .*alexnet.pth, and they are not there"):
+        LPIPS(tmp_path / "alexnet.pth")
+    torch.save({}, tmp_path / "alexnet.pth")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(ImportError, match="torchvision is needed here.*pip install torchvision"):
-        lpips(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
+        LPIPS(tmp_path / "alexnet.pth")
+    with pytest.raises(ValueError, match="no network 'inception': choose alex or vgg"):
+        LPIPS(tmp_path / "alexnet.pth", "inception")
 
 
 # ---- sets

@@ -89,9 +89,9 @@ def pair_similarities(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     alike = labels[:, None] == labels[None]
     first, second = torch.ones_like(alike).triu(1).logical_and(alike).nonzero(as_tuple=True)
     if not len(first):
-        raise ValueError(f"none of {len(labels)} people is shown twice: generate more items than --people.")
+        raise ValueError(f"none of {len(labels)} people is shown twice: give several pictures of a person.")
     if alike.all():
-        raise ValueError(f"all {len(labels)} pictures show one person: generate some with more --people.")
+        raise ValueError(f"all {len(labels)} pictures show one person: give pictures of others, too.")
     strangers = [(~row).nonzero()[:, 0] for row in alike]
     draw = torch.rand(len(first), generator=generator("strangers", len(first)))
     chosen = [strangers[one][int(place * len(strangers[one]))] for one, place in zip(first, draw, strict=True)]

@@ -47,12 +47,21 @@ def score_structure(image: torch.Tensor, source: torch.Tensor) -> StructureScore
     image, source = match_pair(image, source, MIN_SIDE)
     source = source.to(image.device)
     return StructureScores(
-        spl=100 * structure_loss(image, source),
+        spl=spl_x100(image, source),
         ssim=ssim(image, source),
         gmsd=gmsd(image, source),
         fsim=fsim(image, source),
         difference=_heat((structure_map(image, source) / 2).sqrt() / _WHITE),
     )
+
+
+def spl_x100(image: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """L_SPL of two [B, 3, H, W] in 0..1 times 100, [B]; 0 is perfect."""
+    return 100 * structure_loss(image, source)
+
+
+# For ``evaluation``, which knows no method: the function by name, and whether higher is better.
+SCORES = {"SPL x100": (spl_x100, False)}
 
 
 def _heat(value: torch.Tensor) -> torch.Tensor:

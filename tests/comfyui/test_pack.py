@@ -23,7 +23,8 @@ WORKFLOWS = ROOT / "examples_workflows"
 NAMES = (
     "StructureGuidance", "StructureRefine", "UpsampleMaskToEdges", "StructureScore",
     "EditGuider", "VirtualInversionSampler", "DDIMInversionSampler", "EditMask", "LoadEmbeddedPortraitModel",
-    "Weights",
+    "Weights", "PortraitScores", "KeepBest",
+    "ForegroundMask", "ClothingMask", "FaceMask", "SplitPeopleMask", "SoftenMask", "CleanMask", "MaskEdgeBand",
 )  # fmt: skip
 NODES = {f"Likeness{name}" for name in NAMES}
 REFINE = json.loads((WORKFLOWS / "structure_refine_api.json").read_text(encoding="utf-8"))

@@ -1,0 +1,276 @@
+"""Nodes that score portraits and keep the best: likeness, structure, prompt, clothes."""
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from .convert import interrupt_check, named_errors, to_comfy, to_pipeline
+
+# Name before any bracket, as scores are told: how Portrait Scores hands it out, and what Keep Best chooses by.
+OUTPUTS = {
+    "SPL x100": "Structure preservation loss against the source; lower is better.",
+    "SSIM": "Structural similarity to the source; higher is better.",
+    "PSNR (dB)": "Peak signal-to-noise ratio against the source; higher is better.",
+    "LPIPS": "Learned perceptual distance to the source; lower is better.",
+    "CLIP score": "How well the picture follows the prompt; higher is better.",
+    "CLIP directional": "How well the change follows the change of the prompt; higher is better.",
+    "Face ID score": "1 - cosine between the face and the identity; lower is better.",
+    "Clothing score": "1 - cosine between the clothes and those of the source; lower is better.",
+}
+CHOICES = {
+    "identity (Face ID score)": "Face ID score", "structure (SPL)": "SPL x100", "structure (SSIM)": "SSIM",
+    "structure (FSIM)": "FSIM", "structure (GMSD)": "GMSD", "structure (LPIPS)": "LPIPS",
+    "prompt (CLIP score)": "CLIP score", "prompt (CLIP directional)": "CLIP directional",
+    "clothes (Clothing score)": "Clothing score",
+}  # fmt: skip
+GIVEN = "given scores"
+CLIP_MODELS = ("embedded", "installed CLIP")
+
+
+def evidence_inputs() -> list:
+    """What a picture can be scored against."""
+    return [
+        io.Image.Input("source", optional=True,
+                       tooltip="What the pictures are compared with: 1 picture, or one for each."),
+        io.String.Input("prompt", default="", multiline=True, optional=True,
+                        tooltip="What the pictures should show, for the CLIP score. Empty: no such score."),
+        io.String.Input("source_prompt", default="", multiline=True, optional=True, advanced=True,
+                        tooltip="What the source shows, for the CLIP directional similarity."),
+        io.Combo.Input("clip_model", options=list(CLIP_MODELS), optional=True,
+                       tooltip="What reads prompts and sees clothes: the small CLIP of this pack, which knows the "
+                       "portrait world only, or OpenAI's CLIP if its files are installed (see the help)."),
+        io.Mask.Input("mask", optional=True,
+                      tooltip="The clothes: foreground without face, white. 1 mask, or one for each picture."),
+        io.Custom("LIKENESS_FACES").Input("faces", optional=True,
+                                          tooltip="The faces of the pictures, with embeddings; the first of each "
+                                          "counts."),
+        io.Custom("LIKENESS_IDENTITY").Input("identity", optional=True,
+                                             tooltip="Whom the pictures should show, by the same embedder."),
+    ]  # fmt: skip
+
+
+class PortraitScores(io.ComfyNode):
+    """All scores of a batch that the connected inputs allow."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LikenessPortraitScores",
+            display_name="Portrait Scores",
+            category="Likeness/score",
+            description="How good portraits are: structure kept (SPL, SSIM, FSIM, GMSD, PSNR, LPIPS), likeness (Face "
+            "ID score), prompt followed (CLIP scores), clothes kept (Clothing score). What lacks its input or its "
+            "model is left out, and the table says why.",
+            search_aliases=["metric", "CLIP score", "face similarity", "LPIPS", "PSNR", "identity", "evaluate"],
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("image", tooltip="The pictures to score."),
+                *evidence_inputs(),
+                io.Combo.Input("list_score", options=list(CHOICES), default="structure (SSIM)", optional=True,
+                               tooltip="Which score the output \"scores\" lists, one number a picture."),
+            ],
+            outputs=[
+                *(io.Float.Output(display_name=name, tooltip=f"{text} Mean over the batch; not a number if absent.")
+                  for name, text in OUTPUTS.items()),
+                io.String.Output(display_name="table", tooltip="The scores of every picture, and what is absent."),
+                io.Float.Output(display_name="scores", is_output_list=True,
+                                tooltip="The chosen score of every picture, as a list; for Keep Best."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, image, list_score="structure (SSIM)", **evidence) -> io.NodeOutput:
+        with named_errors("Portrait Scores"):
+            table = score(image, **evidence)
+        means = [_mean(table, name) for name in OUTPUTS]
+        listed = _column(table, CHOICES[list_score])
+        text = table.text()
+        listed = [float("nan")] * len(image) if listed is None else listed.tolist()
+        return io.NodeOutput(*means, text, listed, ui=ui.PreviewText(text))
+
+
+class KeepBest(io.ComfyNode):
+    """A batch in, the best of it out."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LikenessKeepBest",
+            display_name="Keep Best",
+            category="Likeness/score",
+            description="Keeps the pictures of a batch (or of a list of batches) with the best score, the best one "
+            "first: by likeness, by kept structure, by the prompt, or by numbers from anywhere.",
+            search_aliases=["best of n", "select best", "rank images", "filter batch", "sort images"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("image", tooltip="The pictures to choose from, all of one size."),
+                io.Int.Input("count", default=1, min=1, max=4096, tooltip="How many to keep."),
+                io.Combo.Input("by", options=[*CHOICES, GIVEN], default="identity (Face ID score)",
+                               tooltip="What is best. Each needs its inputs: faces and identity, source, prompt, mask, "
+                               "or scores."),
+                io.Boolean.Input("write_scores", default=True,
+                                 tooltip="Write place and score below each picture of the output \"labelled\"."),
+                *evidence_inputs(),
+                io.Float.Input("scores", min=-1e9, max=1e9, optional=True, force_input=True,
+                               tooltip="For \"given scores\": a list with a number for each picture."),
+                io.Boolean.Input("higher_is_better", default=True, optional=True, advanced=True,
+                                 tooltip="For \"given scores\": on if the largest numbers are the best."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="best", tooltip="The pictures that were kept, the best one first."),
+                io.Image.Output(display_name="labelled", tooltip="The same with their scores below."),
+                io.Int.Output(display_name="places", is_output_list=True,
+                              tooltip="Where in the batch each one was, counted from 0, as a list."),
+                io.Float.Output(display_name="scores", is_output_list=True, tooltip="Their scores, as a list."),
+                io.String.Output(display_name="table", tooltip="The scores of all pictures, as text."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, image, count, by, write_scores, scores=None, higher_is_better=None, **evidence) -> io.NodeOutput:
+        from ..pipelines.evaluation.ranking import best, labelled
+        from ..pipelines.evaluation.scores import number
+
+        by, higher = by[0], not higher_is_better or higher_is_better[0]
+        with named_errors("Keep Best"):
+            pictures = joined(image, "image")
+            if by == GIVEN:
+                name, values = "score", given_scores(scores, len(pictures))
+                text = "\n".join(f"{place}  {number(value)}" for place, value in enumerate(values, 1))
+            else:
+                table = score(pictures, CHOICES[by], **unlisted(evidence))
+                name, values = next(iter(table.values.items()), (None, None))
+                if values is None:
+                    raise ValueError(f"there is nothing to choose by. {table.text()}")
+                higher, text = table.higher[name], table.text()
+            places = best(values, count[0], higher)
+            kept = to_pipeline(pictures[places])
+            lines = [[f"{rank}. picture {place + 1}", f"{name} {number(values[place])}"]
+                     for rank, place in enumerate(places, 1)]  # fmt: skip
+            shown = labelled(kept.float().clamp(0, 1), lines) if write_scores[0] else kept
+        chosen = values[places].tolist()
+        return io.NodeOutput(to_comfy(kept), to_comfy(shown), places, chosen, text, ui=ui.PreviewText(text))
+
+
+def score(
+    image, only: str | None = None, source=None, prompt="", source_prompt="", clip_model="embedded", mask=None,
+    faces=None, identity=None,
+):  # fmt: skip
+    """The ``ScoreTable`` of an IMAGE; ``only``: of one score, by its name before any bracket."""
+    from ..pipelines.evaluation.panel import portrait_scores
+    from ..pipelines.evaluation.scores import Subject, score_pictures
+    from ..pipelines.spl.score import SCORES
+
+    models = models_folders()
+    embedder = faces.embedder if faces is not None else None
+    chosen = portrait_scores(models, words(clip_model, models), embedder, SCORES)
+    if only is not None:
+        chosen = tuple(entry for entry in chosen if plain_name(entry.name) == only)
+    pictures = to_pipeline(image)
+    progress = comfy.utils.ProgressBar(len(pictures))
+
+    def step(done: int, total: int) -> None:
+        interrupt_check()
+        progress.update_absolute(done, total)
+
+    subject = Subject(
+        pictures, None if source is None else to_pipeline(source), _texts(prompt), _texts(source_prompt), mask,
+        **face_evidence(pictures, faces, identity),
+    )  # fmt: skip
+    return score_pictures(subject, chosen, step)
+
+
+def face_evidence(pictures: torch.Tensor, faces, identity) -> dict[str, torch.Tensor]:
+    """Embeddings of the faces and of the identity; ``ValueError`` where they do not belong together."""
+    from ..pipelines.evaluation.faces import vectors_of
+    from ..pipelines.faces.face import check_same_embedder
+
+    found = {}
+    if faces is not None:
+        faces.check_pictures(pictures)
+        found["faces"] = vectors_of(faces)
+    if identity is not None:
+        found["identity"] = identity.mean()[None]
+    if len(found) == 2:
+        check_same_embedder(identity.embedder, faces.embedder)
+    return found
+
+
+def words(clip_model: str, models):
+    """The network that reads prompts."""
+    from ..pipelines.evaluation.backbones import load_network
+
+    return load_network("embedded-clip" if clip_model == CLIP_MODELS[0] else "clip", models)
+
+
+def models_folders():
+    """ComfyUI's models folder, and those that its extra paths add for CLIP_VISION models."""
+    from pathlib import Path
+
+    extra = (Path(path).parent for path in folder_paths.get_folder_paths("clip_vision"))
+    return list(dict.fromkeys([Path(folder_paths.models_dir), *extra]))
+
+
+def plain_name(name: str) -> str:
+    """The name of a score without the network in brackets; a unit stays."""
+    return name if name in OUTPUTS else name.partition(" (")[0]
+
+
+def unlisted(evidence: dict) -> dict:
+    """Inputs that ComfyUI gave as lists: pictures and masks joined, of the rest the first."""
+    found = {}
+    for name, values in evidence.items():
+        if name in ("source", "mask") and values is not None:
+            found[name] = joined(values, name)
+        elif name == "faces" and values is not None:
+            found[name] = joined_faces(values)
+        elif values is not None:
+            found[name] = values[0]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def joined(batches: list, name: str) -> torch.Tensor | None:
+    """Batches of one size as one; None for a list that holds nothing."""
+    batches = [batch for batch in batches if batch is not None]
+    sizes = {tuple(batch.shape[1:]) for batch in batches}
+    if len(sizes) > 1:
+        told = ", ".join(sorted("x".join(map(str, (size[1], size[0]))) for size in sizes))
+        raise ValueError(f"{name} is a list of pictures of {told}: they are kept in one batch, resize them first.")
+    return torch.cat(batches) if batches else None
+
+
+def joined_faces(listed: list):
+    """LIKENESS_FACES of several batches as one."""
+    from dataclasses import replace
+
+    from ..pipelines.faces.face import check_same_embedder
+
+    listed = [faces for faces in listed if faces is not None]
+    for faces in listed[1:]:
+        check_same_embedder(listed[0].embedder, faces.embedder)
+    return replace(listed[0], images=tuple(own for faces in listed for own in faces.images)) if listed else None
+
+
+def given_scores(scores: list | None, count: int) -> torch.Tensor:
+    """A number for each picture; ``ValueError`` where there are more or fewer."""
+    scores = [value for value in scores or [] if value is not None]
+    if len(scores) != count:
+        raise ValueError(f"{len(scores)} scores for {count} pictures: connect a list with one number for each.")
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def _texts(text: str) -> tuple[str, ...] | None:
+    return (text.strip(),) if text and text.strip() else None
+
+
+def _column(table, plain: str) -> torch.Tensor | None:
+    return next((values for name, values in table.values.items() if plain_name(name) == plain), None)
+
+
+def _mean(table, plain: str) -> float:
+    from ..pipelines.evaluation.scores import mean_of
+
+    values = _column(table, plain)
+    return float("nan") if values is None else mean_of(values)

@@ -1,0 +1,228 @@
+"""Networks that turn pictures into features, by name. Nothing is downloaded: all but the embedded one come from files
+that are in place, where the manifest of weights says or where the user does."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from ..embedded import SHIPPED
+from ..optional import need
+from ..weights.manifest import destination, find, read_manifest, select
+from ..weights.prompts import padded_tokens
+from ..weights.tokenizer import load_tokenizer
+
+CLIP_MEAN, CLIP_SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EMBEDDED = "embedded CLIP"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network under the name that its scores carry.
+
+    embed: pictures [B, 3, H, W] in 0..1 of any size to unit vectors [B, D], by their middle square.
+    embed_text: texts to unit vectors [B, D] beside them; None for networks that know no words.
+    maps: pictures to features [B, C, h, w] of the whole picture, stretched to a square; None where it has none.
+    """
+
+    name: str
+    embed: Callable[[Tensor], Tensor]
+    embed_text: Callable[[Sequence[str]], Tensor] | None = None
+    maps: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures are made ready: ``size`` in pixels, ``mean`` and ``spread`` of R, G and B in 0..1."""
+
+    size: int
+    mean: tuple[float, float, float]
+    spread: tuple[float, float, float]
+
+    def middle(self, pictures: Tensor) -> Tensor:
+        """The middle square, [B, 3, size, size]: shorter side to ``size``, bicubic, as CLIP and DINOv2 were trained."""
+        height, width = pictures.shape[-2:]
+        scale = self.size / min(height, width)
+        height, width = (max(self.size, round(side * scale)) for side in (height, width))
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        return self._scaled(pictures, (height, width))[..., top : top + self.size, left : left + self.size]
+
+    def whole(self, pictures: Tensor) -> Tensor:
+        """All of the picture, stretched: a mask of the same picture lies on it cell by cell."""
+        return self._scaled(pictures, (self.size, self.size))
+
+    def _scaled(self, pictures: Tensor, size: tuple[int, int]) -> Tensor:
+        pictures = pictures.float()
+        if tuple(pictures.shape[-2:]) != size:
+            pictures = interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, spread = (pictures.new_tensor(x)[:, None, None] for x in (self.mean, self.spread))
+        return (pictures - mean) / spread
+
+
+def embedded_clip(folder: Path = SHIPPED) -> Backbone:
+    """The CLIP that comes with the pack; it knows the portrait world and no photographs.
+
+    Raises ``ValueError`` where a file is missing or damaged.
+    """
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    image = _pretrained(CLIPVisionModelWithProjection, folder / "image_encoder")
+    text = _pretrained(CLIPTextModelWithProjection, folder / "text_encoder")
+    half = (0.5, 0.5, 0.5)
+    prepare = Preparation(image.config.image_size, half, half)
+    return _clip(EMBEDDED, image, text, load_tokenizer(folder / "tokenizer"), prepare)
+
+
+def clip(folder: Path) -> Backbone:
+    """OpenAI's CLIP or one of its layout, in a folder as transformers saves it, under the folder's name.
+
+    Raises ``ValueError`` where a file is missing or damaged.
+    """
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    image, text = (_pretrained(kind, folder) for kind in (CLIPVisionModelWithProjection, CLIPTextModelWithProjection))
+    prepare = _preparation(folder, image.config.image_size, CLIP_MEAN, CLIP_SPREAD)
+    return _clip(Path(folder).name, image, text, load_tokenizer(folder), prepare)
+
+
+def dinov2(folder: Path) -> Backbone:
+    """DINOv2 (Oquab et al. 2023), in a folder as transformers saves it; its class token. Raises ``ValueError``."""
+    from transformers import Dinov2Model
+
+    model = _pretrained(Dinov2Model, folder)
+    prepare = _preparation(folder, 224, IMAGENET_MEAN, IMAGENET_SPREAD)
+
+    @torch.no_grad()
+    def embed(pictures: Tensor) -> Tensor:
+        return normalize(model(prepare.middle(pictures)).last_hidden_state[:, 0].float(), dim=1)
+
+    @torch.no_grad()
+    def maps(pictures: Tensor) -> Tensor:
+        return _as_map(model(prepare.whole(pictures)).last_hidden_state)
+
+    return Backbone(Path(folder).name, embed, None, maps)
+
+
+def vgg16(file: Path) -> Backbone:
+    """torchvision's VGG16 trained on ImageNet, from its weights file; the Clothing score's network in IDetail.
+
+    Features are those of the last convolution. Raises ``ValueError``, or ``ImportError`` without torchvision.
+    """
+    network = need("torchvision.models", "torchvision").vgg16(weights=None).features[:30].eval()
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        network.load_state_dict(
+            {name.removeprefix("features."): value for name, value in weights.items() if name.startswith("features.")}
+        )
+    except Exception as error:
+        raise ValueError(f"{file} does not hold torchvision's VGG16 ({error}): give vgg16-397923af.pth.") from error
+    prepare = Preparation(224, IMAGENET_MEAN, IMAGENET_SPREAD)
+
+    @torch.no_grad()
+    def maps(pictures: Tensor) -> Tensor:
+        return network(prepare.whole(pictures))
+
+    @torch.no_grad()
+    def embed(pictures: Tensor) -> Tensor:
+        return normalize(network(prepare.middle(pictures)).mean((2, 3)), dim=1)
+
+    return Backbone("VGG16", embed, None, maps)
+
+
+def _clip(name: str, image, text, tokenizer, prepare: Preparation) -> Backbone:
+    @torch.no_grad()
+    def embed(pictures: Tensor) -> Tensor:
+        return normalize(image(prepare.middle(pictures)).image_embeds.float(), dim=1)
+
+    @torch.no_grad()
+    def embed_text(texts: Sequence[str]) -> Tensor:
+        tokens = padded_tokens(tokenizer, list(texts), text.config.max_position_embeddings)
+        return normalize(text(tokens).text_embeds.float(), dim=1)
+
+    @torch.no_grad()
+    def maps(pictures: Tensor) -> Tensor:
+        return _as_map(image(prepare.whole(pictures)).last_hidden_state)
+
+    return Backbone(name, embed, embed_text, maps)
+
+
+def _as_map(tokens: Tensor) -> Tensor:
+    """Tokens [B, 1 + n n, C], the class token first, as [B, C, n, n]."""
+    side = round((tokens.shape[1] - 1) ** 0.5)
+    return tokens[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+
+
+def _preparation(folder: Path, size: int, mean, spread) -> Preparation:
+    """As the folder's ``preprocessor_config.json`` says, or the given values where it has none."""
+    file = folder / "preprocessor_config.json"
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    crop = said.get("crop_size", size)
+    crop = crop["height"] if isinstance(crop, dict) else crop
+    return Preparation(crop, tuple(said.get("image_mean", mean)), tuple(said.get("image_std", spread)))
+
+
+def _pretrained(kind, folder: Path):
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give a folder as transformers saves {kind.__name__}.")
+    try:
+        model, report = kind.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} cannot be loaded as {kind.__name__} ({error}): get its files again.") from error
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} lacks {sorted(report['missing_keys'])[0]}, which {kind.__name__} needs.")
+    return model.float().eval()
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a network is loaded from its place, and the groups of the manifest of weights that it can be."""
+
+    load: Callable[[Path], Backbone]
+    groups: tuple[str, ...]
+
+
+NETWORKS = {
+    "clip": Network(clip, ("clip-vit-l14", "clip-vit-b32")),
+    "dinov2": Network(dinov2, ("dinov2-base",)),
+    "vgg16": Network(vgg16, ("lpips-vgg16",)),
+}
+
+
+def place_of(group: str, models: Sequence[Path]) -> Path | None:
+    """Where the files of a group of the manifest lie below one of ``models``: their folder, or the only file."""
+    weights = select(read_manifest(), [group])
+    found = [find(weight, models) for weight in weights]
+    if not all(found):
+        return None
+    return found[0][0] if len(found) == 1 else found[0][0].parent
+
+
+def where_it_belongs(group: str, models: Sequence[Path]) -> str:
+    """What to do about a group of the manifest that is not in place, as the end of a message."""
+    folder = destination(select(read_manifest(), [group])[0], models[0])
+    return f"it belongs into {folder}: run nodes/weights_cli.py download {group}, or see there how to get it by hand."
+
+
+def load_network(name: str, models: Sequence[Path], place: Path | None = None) -> Backbone:
+    """The network ``name`` of ``NETWORKS``, or "embedded-clip": from ``place``, else from below ``models`` folders.
+
+    Raises ``ValueError`` for an unknown name and where its files are missing, saying where they belong.
+    """
+    if name == "embedded-clip":
+        return embedded_clip()
+    if name not in NETWORKS:
+        raise ValueError(f"there is no network {name!r}: choose embedded-clip, {', '.join(NETWORKS)}.")
+    network = NETWORKS[name]
+    places = (place_of(group, models) for group in network.groups)
+    place = place or next((found for found in places if found is not None), None)
+    if place is None:
+        raise ValueError(f"{name} is not there; {where_it_belongs(network.groups[0], models)}")
+    return network.load(place)

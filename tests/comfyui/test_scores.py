@@ -1,0 +1,201 @@
+"""Portrait Scores and Keep Best in a real ComfyUI, and LPIPS where torchvision is."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from comfyui_server import ComfyRunError
+from likeness.nodes.portrait_scores import KeepBest, PortraitScores
+from likeness.pipelines.evaluation.backbones import embedded_clip
+from likeness.pipelines.evaluation.ranking import labelled
+from likeness.pipelines.faces.face import Face, Faces, Identity
+from likeness.pipelines.images import save_image
+from likeness.pipelines.metrics import LPIPS, clip_score, ssim
+from likeness.pipelines.portraits import edited, render, sample_person
+from likeness.pipelines.spl import structure_loss
+from PIL import Image
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PROMPT = "a portrait of a calm person at golden hour"
+LIGHTS = ("studio", "golden hour", "pantone")
+
+
+@pytest.fixture(scope="module")
+def portraits():
+    """A person in studio light [1, 3, 128, 128], and in three lights [3, 3, 128, 128], quantised as files would be."""
+    people = [edited(sample_person(6, 2), expression="neutral", lighting=light) for light in LIGHTS]
+    images = (render(people, 128).image * 255).round() / 255
+    return images[:1], images
+
+
+@pytest.fixture(scope="module")
+def uploaded(server, portraits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("portraits")
+    for number, image in enumerate(portraits[1]):
+        save_image(image, folder / f"likeness_score_{number}.png")
+        server.upload_image(folder / f"likeness_score_{number}.png")
+
+
+def graph(**inputs) -> dict:
+    """Three portraits as a batch; scored; the best two by the list of scores; saved plain and labelled."""
+    nodes = {str(n): {"class_type": "LoadImage", "inputs": {"image": f"likeness_score_{n}.png"}} for n in range(3)}
+    batch = {"3": ("0", "1"), "4": ("3", "2")}
+    nodes |= {key: {"class_type": "ImageBatch", "inputs": {"image1": [a, 0], "image2": [b, 0]}}
+              for key, (a, b) in batch.items()}  # fmt: skip
+    keep = {"image": ["4", 0], "count": 2, "by": "given scores", "write_scores": True, "scores": ["5", 9]}
+    nodes["5"] = {
+        "class_type": "LikenessPortraitScores",
+        "inputs": {"image": ["4", 0], "source": ["0", 0], "prompt": PROMPT, "list_score": "prompt (CLIP score)"},
+    }
+    nodes["6"] = {"class_type": "LikenessKeepBest", "inputs": {**keep, **inputs}}
+    for key, slot in (("7", 0), ("8", 1)):
+        nodes[key] = {"class_type": "SaveImage", "inputs": {"images": ["6", slot], "filename_prefix": "best"}}
+    return nodes
+
+
+def fetched(server, outputs, node) -> torch.Tensor:
+    images = [Image.open(io.BytesIO(server.fetch_image(**entry))) for entry in outputs[node]["images"]]
+    return torch.stack([torch.from_numpy(np.asarray(image.convert("RGB")).copy()) for image in images]).movedim(-1, 1)
+
+
+def truth(portraits) -> torch.Tensor:
+    embedded = embedded_clip()
+    return clip_score(embedded.embed(portraits[1]), embedded.embed_text([PROMPT]))
+
+
+def test_scores_go_as_a_list_from_one_node_to_the_other(server, uploaded, portraits):
+    outputs = server.run(graph())
+    expected = truth(portraits)
+    order = expected.argsort(descending=True)[:2]
+    assert (fetched(server, outputs, "7") == (255 * portraits[1][order]).round().byte()).all()
+    table = outputs["5"]["text"][0]
+    assert "CLIP score (embedded)" in table and f"{expected[0]:.4f}" in table and "no LPIPS: its weights" in table
+    lines = [[f"{rank}. picture {place + 1}", f"score {expected[place]:.4f}"]
+             for rank, place in enumerate(order.tolist(), 1)]  # fmt: skip
+    shown = fetched(server, outputs, "8").int()
+    assert (shown - 255 * labelled(portraits[1][order], lines)).abs().max() <= 1
+
+
+def test_keep_best_scores_by_itself(server, uploaded, portraits):
+    by_structure = graph(by="structure (SPL)", source=["0", 0], count=9, write_scores=False)
+    del by_structure["6"]["inputs"]["scores"], by_structure["5"]
+    found = fetched(server, server.run(by_structure), "7")
+    order = structure_loss(portraits[1], portraits[0].expand(3, -1, -1, -1)).argsort()
+    assert order[0] == 0 and (found == (255 * portraits[1][order]).round().byte()).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"by": "structure (SSIM)"}, "Keep Best: there is nothing to choose by. no SSIM: there is no source picture"),
+        ({"by": "identity (Face ID score)"}, "no Face ID score: there are no faces"),
+        ({"scores": ["5", 1]}, "Keep Best: 1 scores for 3 pictures: connect a list"),
+        ({"count": 0}, "Value 0 smaller than min of 1"),
+    ],
+)
+def test_what_is_missing_is_named(server, uploaded, inputs, message):
+    with pytest.raises(ComfyRunError, match=message) as error:
+        server.run(graph(**inputs))
+    assert error.value.node == "6"
+
+
+def comfy(image: torch.Tensor) -> torch.Tensor:
+    return image.movedim(1, -1)
+
+
+def test_means_over_the_batch_and_absent_ones(portraits):
+    source, images = portraits
+    *means, table, listed = PortraitScores.execute(
+        comfy(images), source=comfy(source), prompt=PROMPT, source_prompt="a portrait in studio light",
+        mask=torch.ones(1, 128, 128),
+    ).result  # fmt: skip
+    spl, structural, ratio, lpips, follows, directional, face, clothes = means
+    assert structural == pytest.approx(ssim(images, source.expand_as(images)).mean().item(), abs=1e-6)
+    assert listed == pytest.approx(ssim(images, source.expand_as(images)).tolist(), abs=1e-6)
+    assert follows == pytest.approx(truth(portraits).mean().item(), abs=1e-5)
+    assert math.isinf(ratio) and spl > 0 and -1 <= directional <= 1 and 0 <= clothes < 2
+    assert math.isnan(lpips) and math.isnan(face) and "no Face ID score: there are no faces" in table
+
+
+def faces_of(vectors, size=128) -> Faces:
+    """One face each picture, none where the vector is None."""
+    own = [() if v is None else (Face((10, 10, 90, 90), 1.0, embedding=torch.tensor(v)),) for v in vectors]
+    return Faces(tuple(own), (size, size), "test")
+
+
+def test_best_likeness_by_faces_and_identity(portraits):
+    image = comfy(portraits[1])
+    faces = faces_of([[0.0, 1.0], None, [0.6, 0.8]])
+    identity = Identity(torch.tensor([[2.0, 0.0]]), "test")
+    kept, shown, places, scores, table = KeepBest.execute(
+        [image], [3], ["identity (Face ID score)"], [True], faces=[faces], identity=[identity]
+    ).result
+    assert places == [2, 0, 1] and scores[:2] == pytest.approx([0.4, 1.0]) and math.isnan(scores[2])
+    assert torch.equal(kept, image[places]) and torch.equal(shown[:, :128], kept) and "Face ID score (test)" in table
+    parts = [Faces(faces.images[:1], (128, 128), "test"), Faces(faces.images[1:], (128, 128), "test")]
+    again = KeepBest.execute(
+        [image[:1], image[1:]], [1], ["identity (Face ID score)"], [False], faces=parts, identity=[identity]
+    ).result
+    assert again[2] == [2] and torch.equal(again[1], image[2:3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"faces": faces_of([None, None])}, "faces are of 2 picture"),
+        ({"identity": Identity(torch.ones(1, 2), "other")}, "embeddings of other cannot be mixed with those of test"),
+        ({"faces": Faces(((Face((1, 1, 9, 9), 1.0),),) * 3, (128, 128), "test")}, "faces have no embeddings"),
+        ({"image": torch.full((3, 128, 128, 3), torch.nan)}, "Portrait Scores: image has .* NaN"),
+        ({"image": torch.zeros(3, 128, 128, 4)}, "4 channels"),
+        ({"clip_model": "installed CLIP"}, "clip is not there; it belongs into .*weights_cli.py download clip-vit-l14"),
+    ],
+)
+def test_bad_input_is_a_message(portraits, changes, message):
+    good = {"image": comfy(portraits[1]), "faces": faces_of([[1.0, 0.0]] * 3), "identity": None}
+    good["identity"] = Identity(torch.ones(1, 2), "test")
+    with pytest.raises(ValueError, match=message):
+        PortraitScores.execute(**good | changes)
+
+
+def test_batches_of_two_sizes_are_named():
+    with pytest.raises(ValueError, match="image is a list of pictures of 32x32, 64x32: .* resize them first"):
+        KeepBest.execute([torch.rand(1, 32, 32, 3), torch.rand(1, 32, 64, 3)], [1], ["given scores"], [True],
+                         scores=[1.0, 2.0])  # fmt: skip
+
+
+def test_an_interrupt_ends_the_scoring(portraits):
+    import comfy.model_management as management
+
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        PortraitScores.execute(comfy(portraits[1]), prompt=PROMPT)
+
+
+def test_lpips_is_that_of_the_paper_on_the_given_weights(tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    features = models.alexnet(weights=None).eval().features
+    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, tmp_path / "alex.pth")
+    found = LPIPS(tmp_path / "alex.pth")
+    images = torch.rand(2, 2, 3, 70, 64, generator=torch.Generator().manual_seed(0))
+    heads = [getattr(found.network, f"lin{n}").model[-1].weight.flatten() for n in range(5)]
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    layers = []
+    with torch.no_grad():
+        for image in images:
+            x, kept = (2 * image - 1 - shift[:, None, None]) / scale[:, None, None], []
+            for place, layer in enumerate(features):
+                x = layer(x)
+                if place in (1, 4, 7, 9, 11):
+                    kept.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-8))
+            layers.append(kept)
+    expected = sum(
+        ((a - b).square() * head[:, None, None]).sum(1).mean((1, 2)) for a, b, head in zip(*layers, heads, strict=True)
+    )
+    assert torch.allclose(found(*images), expected, rtol=1e-3, atol=1e-7)
+    assert found(images[0], images[0]).abs().max() < 1e-7
+    with pytest.raises(ValueError, match="does not hold torchvision's weights"):
+        torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
+        LPIPS(tmp_path / "other.pth")
