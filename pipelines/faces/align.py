@@ -26,6 +26,12 @@ def similarity_transform(points: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([turn, shift], 2)
 
 
+def template(size: int, margin: float = 0.0) -> Tensor:
+    """The landmarks [5, 2] that a crop of ``size`` pixels aims at, with ``margin`` more around, a part of its side."""
+    points = torch.tensor(TEMPLATE) * (size / TEMPLATE_SIZE)
+    return (points - size / 2) / (1 + 2 * margin) + size / 2
+
+
 def align_faces(images: Tensor, landmarks: Tensor, size: int) -> Tensor:
     """Crops [B, C, size, size] of images [B, C, H, W], each turned, scaled and moved until its face fits the template.
 
@@ -37,17 +43,22 @@ def align_faces(images: Tensor, landmarks: Tensor, size: int) -> Tensor:
             f"images are {tuple(images.shape)}, landmarks {tuple(landmarks.shape)}: give [B, C, H, W] and [B, 5, 2]."
         )
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would put landmarks half a pixel off
-        return _align(images, landmarks, size)
+        points = landmarks.to(images.device, torch.float32)
+        back = similarity_transform(template(size).to(images.device).expand_as(points), points)
+        return warp(images, back, (size, size))
 
 
-def _align(images: Tensor, landmarks: Tensor, size: int) -> Tensor:
-    template = torch.tensor(TEMPLATE, device=images.device) * (size / TEMPLATE_SIZE)
-    points = landmarks.to(images.device, torch.float32)
-    back = similarity_transform(template.expand_as(points), points)
+def warp(images: Tensor, back: Tensor, size: tuple[int, int], padding: str = "border") -> Tensor:
+    """Pictures [B, C, h, w] of ``size`` (h, w) whose pixel (x, y) is taken from images [B, C, H, W] at back (x, y, 1).
+
+    back: [B, 2, 3]; coordinates are in pixels, a pixel's centre half a pixel from its corner. Bilinear; beyond the
+    picture its border, or zeros, as ``padding`` of ``grid_sample`` says.
+    """
     height, width = images.shape[-2:]
-    # affine_grid speaks of -1..1 from border to border, in the crop and in the picture.
-    to_crop = torch.tensor([[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1]], device=images.device)
+    # affine_grid speaks of -1..1 from border to border, in the result and in the picture.
+    half_h, half_w = size[0] / 2, size[1] / 2
+    to_pixels = torch.tensor([[half_w, 0, half_w], [0, half_h, half_h], [0, 0, 1]], device=images.device)
     scale = torch.tensor([[2 / width], [2 / height]], device=images.device)
-    theta = scale * (back @ to_crop) - torch.tensor([[0, 0, 1.0], [0, 0, 1.0]], device=images.device)
-    grid = affine_grid(theta, (len(images), images.shape[1], size, size), align_corners=False)
-    return grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    theta = scale * (back @ to_pixels) - torch.tensor([[0, 0, 1.0], [0, 0, 1.0]], device=images.device)
+    grid = affine_grid(theta, (len(images), images.shape[1], *size), align_corners=False)
+    return grid_sample(images.float(), grid, padding_mode=padding, align_corners=False)

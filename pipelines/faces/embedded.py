@@ -1,0 +1,84 @@
+"""The backend that needs no download: scikit-image's cascade and the embedded face embedder."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..files import sha256_of_file
+from .align import align_faces, template
+from .backend import BackendSettings, OnStep, quiet
+from .cascade import Cascade
+from .crop import shrunk
+from .face import Face
+
+
+class EmbeddedBackend:
+    """Boxes of upright and leaning frontal faces; landmarks estimated from them; embeddings for the portrait world.
+
+    The embedder was trained on rendered people, so on photographs its embeddings tell people apart only roughly.
+    """
+
+    name = "embedded"
+    licence = "Apache-2.0"
+
+    def __init__(self, settings: BackendSettings):
+        self.detector = Cascade()
+        wants_gpu, has_gpu = settings.device != "cpu", torch.cuda.is_available()
+        self.device = torch.device("cuda" if wants_gpu and has_gpu else "cpu")
+        asked_in_vain = settings.device == "cuda" and not has_gpu
+        self.notes = ("embedded: torch has no CUDA here, the CPU is used",) if asked_in_vain else ()
+
+    @cached_property
+    def embedder(self) -> str:
+        # Trained anew it is another space, so the weights are part of the name.
+        return f"embedded face embedder {sha256_of_file(self._folder() / 'model.safetensors')[:8]}"
+
+    def detect(self, images: Tensor, on_step: OnStep = quiet) -> list[list[Face]]:
+        """See ``FaceBackend``; landmarks are estimated."""
+        found = []
+        for number, image in enumerate(images, 1):
+            found.append([face.with_landmarks() for face in self.detector.detect(image)])
+            on_step(number, len(images))
+        return found
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, faces: list[list[Face]], on_step: OnStep = quiet) -> list[list[Face]]:
+        """See ``FaceBackend``."""
+        from ..embedded.architectures import FACE_SIZE
+        from ..embedded.face_embedder import embed
+
+        network, embedded = self._network, []
+        for number, own in enumerate(faces):
+            crops = [_aligned(images[number : number + 1], face, FACE_SIZE) for face in own]
+            vectors = embed(network, torch.cat(crops).to(self.device) * 2 - 1) if own else []
+            embedded.append([face.embedded(vector) for face, vector in zip(own, vectors, strict=True)])
+            on_step(number + 1, len(faces))
+        return embedded
+
+    def _folder(self):
+        from ..embedded import SHIPPED
+
+        folder = SHIPPED / "face_embedder"
+        if not (folder / "model.safetensors").is_file():
+            raise ValueError(
+                f"the embedded face embedder has no weights ({folder / 'model.safetensors'} is missing): switch "
+                "embeddings off, choose another backend, or install the pack again, whole."
+            )
+        return folder
+
+    @cached_property
+    def _network(self):
+        folder = self._folder()
+        from transformers import ConvNextModel
+
+        network = ConvNextModel.from_pretrained(folder, local_files_only=True)
+        return network.float().eval().to(self.device)
+
+
+def _aligned(image: Tensor, face: Face, size: int) -> Tensor:
+    """The crop [1, 3, size, size] as the embedder was trained with it, of an image [1, 3, H, W] of any size."""
+    points = face.with_landmarks().landmarks[None]
+    eyes_apart = float((points[0, 1] - points[0, 0]).norm())
+    picture, factor = shrunk(image, eyes_apart / float((template(size)[1] - template(size)[0]).norm()))
+    return align_faces(picture, points * factor.cpu(), size)
