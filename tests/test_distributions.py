@@ -18,6 +18,7 @@ from likeness.pipelines.metrics import (
     jensen_shannon,
     kernel_distance,
     kernel_inception_distance,
+    pair_similarities,
     tsne_divergence,
     verify,
 )
@@ -223,6 +224,26 @@ def test_the_best_threshold_respects_equal_values():
     truth = torch.tensor([True, False, True, False, True])
     assert best_threshold(values, truth) == 0.5
     assert best_threshold(torch.tensor([0.5, 0.5, 0.5, 0.6]), torch.tensor([False, False, True, True])) == 0.6
+
+
+def test_pairs_of_people_in_any_order():
+    labels = torch.tensor([5, 2, 5, 9, 2, 5, 7])
+    numbers = torch.arange(7)
+    marks = torch.nn.functional.one_hot(numbers).double()  # the product of two tells which they are ...
+    weights = 2.0**numbers
+    same, different = pair_similarities(marks + weights[:, None], labels)  # ... added to a number of its own
+    def of(i, j):
+        return ((marks[i] + weights[i]) * (marks[j] + weights[j])).sum().item()
+    pairs = [(i, j) for i in range(7) for j in range(i + 1, 7) if labels[i] == labels[j]]
+    assert same.tolist() == [of(i, j) for i, j in pairs]
+    strangers = [{of(i, j) for j in range(7) if labels[i] != labels[j]} for i, _ in pairs]
+    assert all(value in known for value, known in zip(different.tolist(), strangers, strict=True))
+    many = torch.arange(300) % 3
+    vectors = torch.nn.functional.one_hot(torch.arange(300)).double() @ torch.arange(300.0).double()[:, None]
+    _, drawn = pair_similarities(torch.cat([vectors + 1, torch.ones(300, 1).double()], 1), many)
+    first = torch.tensor([i for i in range(300) for j in range(i + 1, 300) if (j - i) % 3 == 0])
+    others = (drawn - 1) / (first + 1) - 1  # which picture each stranger is
+    assert (others.round().long() % 3 != first % 3).all() and len(others.round().unique()) == 300
 
 
 def test_class_similarities_against_loops(monkeypatch):

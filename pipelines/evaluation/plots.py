@@ -55,7 +55,7 @@ def scatter(title: str, series: dict[str, Sequence[Sequence[float]]]) -> str:
     points = [point for places in series.values() for point in places]
     lows, highs = ([f(point[axis] for point in points) for axis in (0, 1)] for f in (min, max))
     span = max(highs[0] - lows[0], highs[1] - lows[1], 1e-9)
-    side = HEIGHT - TOP - 8
+    side = HEIGHT - TOP - BOTTOM + 16
     shapes = []
     for (name, places), colour in zip(series.items(), COLOURS, strict=False):
         for x, y in places:
@@ -68,11 +68,11 @@ def scatter(title: str, series: dict[str, Sequence[Sequence[float]]]) -> str:
 def _figure(title: str, unit: str, shapes: list[str], names: list[str], axis: bool = True) -> str:
     legend = []
     for number, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
-        y = TOP + 6 + 15 * number
-        legend.append(f'<rect x="{WIDTH - 130}" y="{y - 8}" width="9" height="9" fill="{colour}"/>'
-                      f'<text class="tick" x="{WIDTH - 116}" y="{y}">{escape(name)}</text>')  # fmt: skip
+        x = LEFT + 130 * number
+        legend.append(f'<rect x="{x}" y="{HEIGHT - 14}" width="9" height="9" fill="{colour}"/>'
+                      f'<text class="tick" x="{x + 14}" y="{HEIGHT - 6}">{escape(name)}</text>')  # fmt: skip
     line = f'<line class="axis" x1="{LEFT}" y1="{HEIGHT - BOTTOM}" x2="{WIDTH - RIGHT}" y2="{HEIGHT - BOTTOM}"/>'
-    label = f'<text class="tick" x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(unit)}</text>'
+    label = f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(unit)}</text>'
     parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>', *shapes, *([line] if axis else []), label]
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'

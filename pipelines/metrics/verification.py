@@ -85,17 +85,28 @@ def pair_similarities(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     vectors: unit vectors [N, D]; labels: the number of each one's person, [N].
     """
-    cosines = vectors @ vectors.T
-    alike = labels[:, None] == labels[None]
-    first, second = torch.ones_like(alike).triu(1).logical_and(alike).nonzero(as_tuple=True)
-    if not len(first):
+    order = labels.argsort(stable=True)
+    counts = labels[order].unique_consecutive(return_counts=True)[1]
+    if counts.max() < 2:
         raise ValueError(f"none of {len(labels)} people is shown twice: give several pictures of a person.")
-    if alike.all():
+    if len(counts) == 1:
         raise ValueError(f"all {len(labels)} pictures show one person: give pictures of others, too.")
-    strangers = [(~row).nonzero()[:, 0] for row in alike]
-    draw = torch.rand(len(first), generator=generator("strangers", len(first)))
-    chosen = [strangers[one][int(place * len(strangers[one]))] for one, place in zip(first, draw, strict=True)]
-    return cosines[first, second], cosines[first, torch.stack(chosen)]
+    pairs = torch.cat([torch.combinations(own) for own in order.split(counts.tolist()) if len(own) > 1])
+    pairs = pairs[(pairs[:, 0] * len(labels) + pairs[:, 1]).argsort()]
+    first, second = pairs.T
+    # Of a person's pictures, which stand side by side in the order, the place of the first one and the number.
+    person = torch.empty_like(order)
+    person[order] = torch.arange(len(counts), device=order.device).repeat_interleave(counts)
+    start, own = (counts.cumsum(0) - counts)[person[first]], counts[person[first]]
+    draw = torch.rand(len(first), generator=generator("strangers", len(first)), dtype=torch.float64)
+    place = (draw.to(own.device) * (len(labels) - own)).long()
+    strangers = order[place + own * (place >= start)]
+    return _cosines_of_pairs(vectors, first, second), _cosines_of_pairs(vectors, first, strangers)
+
+
+def _cosines_of_pairs(vectors: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    parts = zip(first.split(64 * CHUNK), second.split(64 * CHUNK), strict=True)
+    return torch.cat([(vectors[one] * vectors[other]).sum(1) for one, other in parts])
 
 
 def class_similarities(
