@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .faces import DetectFaces, FaceCrop, IdentityFromFaces, LoadIdentity, PasteFaceBack, SaveIdentity
 from .masks import CleanMask, MaskEdgeBand, SoftenMask, UpsampleMaskToEdges
 from .models import LoadEmbeddedPortraitModel
 from .person_masks import ClothingMask, FaceMask, ForegroundMask, SplitPeopleMask
@@ -20,5 +21,6 @@ class LikenessExtension(ComfyExtension):
             StructureGuidanceNode, StructureRefine, EditGuiderNode, VirtualInversionSampler, DdimInversionSampler,
             UpsampleMaskToEdges, EditMaskFromWords, StructureScore, LoadEmbeddedPortraitModel,
             Weights, PortraitScores, KeepBest,
+            DetectFaces, FaceCrop, PasteFaceBack, IdentityFromFaces, SaveIdentity, LoadIdentity,
             ForegroundMask, ClothingMask, FaceMask, SplitPeopleMask, SoftenMask, CleanMask, MaskEdgeBand,
         ]  # fmt: skip

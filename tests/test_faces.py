@@ -104,8 +104,8 @@ CELLS = [(2, 1), (6, 4)]  # column and row of red cells
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    face_models.yunet(folder / "opencv" / "face_detection_yunet_2023mar.onnx")
-    face_models.embedder(folder / "opencv" / "face_recognition_sface_2021dec.onnx", "data", "fc1")
+    face_models.yunet(folder / "likeness" / "yunet" / "face_detection_yunet_2023mar.onnx")
+    face_models.embedder(folder / "likeness" / "sface" / "face_recognition_sface_2021dec.onnx", "data", "fc1")
     packs = folder / "insightface" / "models"
     face_models.scrfd(packs / "buffalo_l" / "det_10g.onnx")
     face_models.embedder(packs / "buffalo_l" / "w600k_r50.onnx")
@@ -171,9 +171,9 @@ def test_a_backend_on_the_cpu_that_was_asked_for_cuda_says_so(models, caplog):
 def test_missing_and_broken_files_are_named_with_the_place_they_belong(models, tmp_path):
     with pytest.raises(ValueError, match=r"lacks scrfd_10g_bnkps.onnx and glintr100.onnx: unpack .*antelopev2"):
         load_backend("insightface", BackendSettings(tmp_path))
-    with pytest.raises(ValueError, match=r"needs face_detection_yunet_2023mar.onnx: put it into .*opencv"):
+    with pytest.raises(ValueError, match=r"needs face_detection_yunet_2023mar.onnx: put it into .*yunet"):
         load_backend("opencv", BackendSettings(tmp_path))
-    for file in ("opencv/face_detection_yunet_2023mar.onnx", "insightface/models/buffalo_l/det_10g.onnx",
+    for file in ("likeness/yunet/face_detection_yunet_2023mar.onnx", "insightface/models/buffalo_l/det_10g.onnx",
                  "insightface/models/buffalo_l/w600k_r50.onnx"):  # fmt: skip
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(b"no model")

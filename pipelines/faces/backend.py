@@ -72,12 +72,13 @@ def quiet(_done: int, _total: int) -> None:
 
 
 def find_faces(
-    backend: FaceBackend, images: Tensor, min_score: float = 0.0, order: str = "largest first", embed: bool = True,
-    given: list[list[Face]] | None = None, on_step: OnStep = quiet,
+    backend: FaceBackend | None, images: Tensor, min_score: float = 0.0, order: str = "largest first",
+    embed: bool = True, given: list[list[Face]] | None = None, on_step: OnStep = quiet,
 ) -> Faces:  # fmt: skip
     """The faces of images [B, 3, H, W] in 0..1: detected, or ``given`` by somebody else; embedded where asked for.
 
-    Raises ``ValueError`` for images that are none, and for what the backend lacks.
+    The backend may be None where faces are given and are not to be embedded. Raises ``ValueError`` for images that are
+    none, and for what the backend lacks.
     """
     images = check_image(images, "image")
     found = backend.detect(images, on_step) if given is None else given

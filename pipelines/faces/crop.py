@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..images import check_image
 from .align import similarity_transform, template, warp
 from .face import CropSettings, Face, Faces
 
@@ -33,6 +34,7 @@ def crop_faces(images: Tensor, faces: Faces, settings: CropSettings) -> tuple[Te
 
     Beyond the picture its border is repeated. Raises ``ValueError`` where there is no face, or images are others.
     """
+    images = check_image(images, "image")
     faces.check_pictures(images)
     if not faces.count:
         raise ValueError("there is no face to crop: lower min_score, or connect a picture that shows a face.")
@@ -71,6 +73,7 @@ def paste_faces(images: Tensor, crops: Tensor, faces: Faces, softness: float = 0
     softness: the part of a crop's side over which it fades out towards its edges, 0..1. A crop of another size than
     was cut is scaled. Of crops that overlap, a later one lies on top. Raises ``ValueError`` for other counts.
     """
+    images, crops = check_image(images, "image"), check_image(crops, "crops")
     faces.check_pictures(images)
     if faces.crop is None:
         raise ValueError("these faces do not say how they were cropped: connect the faces that Face Crop gives out.")
@@ -79,7 +82,7 @@ def paste_faces(images: Tensor, crops: Tensor, faces: Faces, softness: float = 0
             f"{len(crops)} crop(s) of {crops.shape[-1]}x{crops.shape[-2]} for {faces.count} face(s): connect as many "
             "square crops as Face Crop gave out, in their order."
         )
-    result = images.float().clone()
+    result = images.clone()
     for crop, (number, face) in zip(crops.to(images), faces.flat(), strict=True):
         to_crop = placement(face, faces.crop) * (crop.shape[-1] / faces.crop.size)
         _paste(result[number], crop, to_crop.to(images.device), softness)

@@ -66,6 +66,9 @@ class Face:
         return replace(self, embedding=normalize(vector, dim=0))
 
 
+CROP_MODES = ("aligned", "box")
+
+
 @dataclass(frozen=True)
 class CropSettings:
     """How faces are cut out: ``aligned`` turns each until its landmarks fit the template of face embedders, ``box``
@@ -76,7 +79,7 @@ class CropSettings:
     margin: float = 0.0
 
     def __post_init__(self):
-        if self.mode not in ("aligned", "box"):
+        if self.mode not in CROP_MODES:
             raise ValueError(f"mode of a face crop is {self.mode!r}: choose aligned or box.")
         if self.size < 8 or not 0 <= self.margin <= 10:
             raise ValueError(f"a face crop of {self.size} pixels with margin {self.margin:g}: use 8 or more, 0..10.")
@@ -100,6 +103,10 @@ class Faces:
     @property
     def count(self) -> int:
         return sum(map(len, self.images))
+
+    def cropped(self, crop: CropSettings) -> "Faces":
+        """The same faces, saying how they are cut out."""
+        return replace(self, crop=crop)
 
     def flat(self) -> list[tuple[int, Face]]:
         """(number of the picture, face) for every face."""
@@ -168,6 +175,16 @@ class Identity:
         """Both together. Raises ``ValueError`` for two embedders."""
         check_same_embedder(self.embedder, other.embedder)
         return replace(self, embeddings=torch.cat([self.embeddings, other.embeddings]))
+
+    def report(self) -> str:
+        """Count, embedder, licence, and how alike the embeddings are, as text."""
+        count = len(self.embeddings)
+        made = f"{count} embedding{'s' if count > 1 else ''} of {self.embedder}"
+        lines = [made, f"licence: {self.licence or 'not said'}"]
+        if count > 1:
+            cosines = self.embeddings @ self.mean()
+            lines.append(f"cosine with their mean: {float(cosines.min()):.3f} to {float(cosines.max()):.3f}")
+        return "\n".join(lines)
 
     def similarity(self, embedding: Tensor, embedder: str) -> float:
         """Cosine between the mean and ``embedding`` [D] made by ``embedder``; ``ValueError`` for another embedder."""

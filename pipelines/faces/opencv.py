@@ -12,15 +12,16 @@ from .backend import BackendSettings, OnStep, quiet
 from .cascade import without_overlap
 from .face import Face
 
-FOLDER = "opencv"  # below ComfyUI's models
-DETECTOR, RECOGNISER = "face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"
+# Below ComfyUI's models.
+DETECTOR = "likeness/yunet/face_detection_yunet_2023mar.onnx"
+RECOGNISER = "likeness/sface/face_recognition_sface_2021dec.onnx"
 # YuNet learnt faces of 10 to 300 pixels: the smaller view shows it those that fill the picture, the larger small ones.
 SIDES = (320, 1280)
 LOWEST_SCORE = 0.1
 
 
 class OpenCvBackend:
-    """YuNet and SFace on the CPU, from two files in ``models/opencv``."""
+    """YuNet and SFace on the CPU, from a file each in ``models/likeness/yunet`` and ``sface``."""
 
     name = "opencv"
     embedder = "opencv sface_2021dec"
@@ -28,7 +29,7 @@ class OpenCvBackend:
 
     def __init__(self, settings: BackendSettings):
         self.cv2 = need("cv2", "opencv-python")
-        self.folder = settings.models / FOLDER
+        self.models = settings.models
         asked_in_vain = settings.device == "cuda"
         self.notes = ("opencv: its builds for Python run on the CPU, the CPU is used",) if asked_in_vain else ()
         self.detector = self._load(DETECTOR, lambda file: self.cv2.FaceDetectorYN.create(file, "", (320, 320)))
@@ -39,9 +40,9 @@ class OpenCvBackend:
         return self._load(RECOGNISER, lambda file: self.cv2.FaceRecognizerSF.create(file, ""))
 
     def _load(self, name: str, make):
-        file = self.folder / name
+        file = self.models / name
         if not file.is_file():
-            raise ValueError(f"the opencv face backend needs {name}: put it into {self.folder}.")
+            raise ValueError(f"the opencv face backend needs {file.name}: put it into {file.parent}.")
         try:
             return make(str(file))
         except self.cv2.error as error:

@@ -24,6 +24,7 @@ NAMES = (
     "StructureGuidance", "StructureRefine", "UpsampleMaskToEdges", "StructureScore",
     "EditGuider", "VirtualInversionSampler", "DDIMInversionSampler", "EditMask", "LoadEmbeddedPortraitModel",
     "Weights", "PortraitScores", "KeepBest",
+    "DetectFaces", "FaceCrop", "PasteFaceBack", "IdentityFromFaces", "SaveIdentity", "LoadIdentity",
     "ForegroundMask", "ClothingMask", "FaceMask", "SplitPeopleMask", "SoftenMask", "CleanMask", "MaskEdgeBand",
 )  # fmt: skip
 NODES = {f"Likeness{name}" for name in NAMES}

@@ -1,0 +1,164 @@
+"""The nodes for faces in a running ComfyUI: from a photo to crops and back, to an identity and its file."""
+
+import io
+import re
+
+import face_models
+import numpy as np
+import pytest
+from comfyui_server import ComfyRunError
+from likeness.pipelines.faces import CropSettings, Face, Faces, crop_faces
+from likeness.pipelines.images import example_photo, load_image, save_image, to_uint8
+from PIL import Image
+
+BOX = {"x": 182, "y": 75, "width": 88, "height": 103}
+
+
+@pytest.fixture(scope="module")
+def photo(server, tmp_path_factory):
+    """The astronaut, uploaded."""
+    path = tmp_path_factory.mktemp("faces") / "likeness_astronaut.png"
+    save_image(example_photo()[0], path)
+    server.upload_image(path)
+    return load_image(path)
+
+
+@pytest.fixture(scope="module")
+def opencv(server):
+    """Models for the opencv backend in the server's models folder, tiny: red cells are faces, embeddings are means."""
+    models = server._base / "models" / "likeness"
+    face_models.yunet(models / "yunet" / "face_detection_yunet_2023mar.onnx")
+    face_models.embedder(models / "sface" / "face_recognition_sface_2021dec.onnx", "data", "fc1")
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def detect(**inputs) -> dict:
+    defaults = {
+        "image": ["1", 0], "backend": "embedded", "model_pack": "antelopev2", "min_score": 0.5,
+        "order": "largest first", "embeddings": False, "device": "auto",
+    }  # fmt: skip
+    return node("LikenessDetectFaces", **{**defaults, **inputs})
+
+
+def crop(**inputs) -> dict:
+    defaults = {"image": ["1", 0], "faces": ["2", 0], "size": 112, "mode": "aligned", "margin": 0.0, "choose": "all",
+                "index": 0}  # fmt: skip
+    return node("LikenessFaceCrop", **{**defaults, **inputs})
+
+
+def boxed(**inputs) -> dict:
+    """Loads the photo (1) and takes the face in a box (2, box from 9)."""
+    return {
+        "1": node("LoadImage", image="likeness_astronaut.png"), "9": node("PrimitiveBoundingBox", **BOX),
+        "2": detect(bboxes=["9", 0], **inputs),
+    }  # fmt: skip
+
+
+def save(source: str, slot: int, prefix: str) -> dict:
+    return node("SaveImage", images=[source, slot], filename_prefix=prefix)
+
+
+def fetched(server, outputs, name, number=0):
+    png = server.fetch_image(**outputs[name]["images"][number])
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_a_photo_gives_a_face_drawn_masked_and_cropped(server, photo):
+    graph = {
+        "1": node("LoadImage", image="likeness_astronaut.png"), "2": detect(), "3": save("2", 1, "drawn"),
+        "4": node("MaskToImage", mask=["2", 4]), "5": save("4", 0, "boxes"), "6": crop(size=224),
+        "7": save("6", 0, "crop"),
+    }  # fmt: skip
+    outputs = server.run(graph)
+    (table,) = outputs["2"]["text"]
+    x0, y0, x1, y1, score = map(float, re.search(r"box (\d+), (\d+) to (\d+), (\d+); score ([\d.]+)", table).groups())
+    assert "picture 1: 1 face" in table and score >= 0.5 and "landmarks estimated" in table
+    assert abs((x0 + x1) / 2 - 226) < 15 and abs((y0 + y1) / 2 - 126) < 20
+    mask = fetched(server, outputs, "5")[..., 0] > 127
+    assert mask.sum() == pytest.approx((x1 - x0) * (y1 - y0), rel=0.01) and mask[126, 226]
+    assert (fetched(server, outputs, "3") != to_uint8(photo[0])).any()
+    assert fetched(server, outputs, "7").shape == (224, 224, 3)
+
+
+def test_a_box_of_another_node_is_cropped_and_put_back(server, photo):
+    graph = boxed() | {
+        "3": crop(size=256, mode="box", margin=0.25), "4": save("3", 0, "crop"),
+        "5": node("ImageInvert", image=["3", 0]),
+        "6": node("LikenessPasteFaceBack", image=["1", 0], crops=["5", 0], faces=["3", 2], softness=0.1),
+        "7": save("6", 0, "pasted"),
+    }  # fmt: skip
+    outputs = server.run(graph)
+    face = Face((182, 75, 270, 178), 1)
+    expected = crop_faces(photo, Faces(((face,),), (512, 512)), CropSettings(256, "box", 0.25))[0]
+    assert np.abs(fetched(server, outputs, "4") - to_uint8(expected[0]).astype(int)).max() <= 1
+    pasted, before = fetched(server, outputs, "7"), to_uint8(photo[0]).astype(int)
+    assert np.abs(pasted[110:140, 210:240] - (255 - before[110:140, 210:240])).mean() < 4
+    assert (pasted[300:] == before[300:]).all() and (pasted[:, 320:] == before[:, 320:]).all()
+
+
+def test_an_identity_goes_to_a_file_and_comes_back(server, photo, opencv):
+    graph = boxed(backend="opencv", embeddings=True) | {
+        "3": node("LikenessIdentityFromFaces", faces=["2", 0], choose="by index", index=0, average=True,
+                  more_faces=["2", 0]),
+        "4": node("LikenessSaveIdentity", identity=["3", 0], filename_prefix="identities/astronaut"),
+        "5": node("PreviewAny", source=["3", 1]),
+    }  # fmt: skip
+    outputs = server.run(graph)
+    assert outputs["4"]["text"] == ["identities/astronaut_00001_.safetensors"]
+    assert "2 embeddings of opencv sface_2021dec" in outputs["5"]["text"][0]
+    assert "cosine with their mean: 1.000 to 1.000" in outputs["5"]["text"][0]
+    graph["4"]["inputs"]["filename_prefix"] = "identities/astronaut"
+    graph["3"]["inputs"]["average"] = False
+    assert server.run(graph)["4"]["text"] == ["identities/astronaut_00002_.safetensors"]
+    loaded = boxed(backend="opencv", embeddings=True) | {
+        "3": node("LikenessLoadIdentity", file="output/identities/astronaut_00001_.safetensors"),
+        "4": crop(choose="most similar", reference=["3", 0]), "5": save("4", 0, "similar"),
+        "6": node("PreviewAny", source=["3", 1]),
+    }  # fmt: skip
+    outputs = server.run(loaded)
+    assert "1 embedding of opencv sface_2021dec\nlicence: Apache-2.0" in outputs["6"]["text"][0]
+    expected = crop_faces(photo, Faces(((Face((182, 75, 270, 178), 1),),), (512, 512)), CropSettings(112))[0]
+    assert np.abs(fetched(server, outputs, "5") - to_uint8(expected[0]).astype(int)).max() <= 1
+
+
+SMALL = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
+IDENTITY = node("LikenessIdentityFromFaces", faces=["2", 0], choose="all", index=0, average=True)
+BAD = {
+    "lacks scrfd_10g_bnkps.onnx and glintr100.onnx: unpack antelopev2.zip": {"2": detect(backend="insightface")},
+    "no face was found in 1 picture": {"1": SMALL, "2": detect()},
+    "face 3 is asked for, no picture has more than 1": {"3": crop(choose="by index", index=3)},
+    "connect a reference identity": {"3": crop(choose="most similar")},
+    "the image is 1 of 64x64: connect the image that": {"8": SMALL, "3": crop(image=["8", 0])},
+    "switch embeddings on": {"3": IDENTITY, "4": node("PreviewAny", source=["3", 1])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_a_message_that_names_the_node(server, photo, message):
+    graph = boxed() | {"3": crop(), "4": save("3", 0, "bad")} | BAD[message]
+    with pytest.raises(ComfyRunError, match=message) as error:
+        server.run(graph)
+    assert error.value.node == ("2" if "lacks" in message else "3")
+
+
+def test_only_identities_of_comfyuis_own_folders_are_loaded(server):
+    graph = {
+        "3": node("LikenessLoadIdentity", file="output/../secret.safetensors"),
+        "4": node("PreviewAny", source=["3", 1]),
+    }  # fmt: skip
+    with pytest.raises(ComfyRunError, match="there is no identity 'output/../secret.safetensors'"):
+        server.run(graph)
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside", " "])
+def test_an_identity_is_saved_nowhere_but_in_the_output_folder(server, photo, opencv, prefix):
+    graph = boxed(backend="opencv", embeddings=True) | {
+        "3": node("LikenessIdentityFromFaces", faces=["2", 0], choose="all", index=0, average=True),
+        "4": node("LikenessSaveIdentity", identity=["3", 0], filename_prefix=prefix),
+    }  # fmt: skip
+    with pytest.raises(ComfyRunError, match="name a place below ComfyUI's output folder"):
+        server.run(graph)
+    assert not list(server._base.parent.glob("outside*"))
