@@ -119,7 +119,8 @@ def test_pairs_and_verification_against_loops():
     vectors = torch.nn.functional.normalize(torch.randn(6, 8, generator=draw), dim=1)
     same, different = pair_similarities(vectors, labels)
     expected = [vectors[i] @ vectors[j] for i in range(6) for j in range(i + 1, 6) if labels[i] == labels[j]]
-    assert same.tolist() == pytest.approx([value.item() for value in expected]) and len(different) == len(same) == 4
+    assert same.tolist() == pytest.approx([value.item() for value in expected], abs=1e-6)
+    assert len(different) == len(same) == 4
     cross = torch.tensor([vectors[i] @ vectors[j] for i in range(6) for j in range(6) if labels[i] != labels[j]])
     assert (different[:, None] - cross).abs().amin(1).max() < 1e-6
     assert verification_accuracy(torch.full((50,), 0.8), torch.full((50,), 0.1)) == 1.0
