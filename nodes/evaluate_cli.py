@@ -7,7 +7,7 @@
 
 examples
   python nodes/evaluate_cli.py score edit.png --source photo.png --prompt "a portrait at golden hour" --json scores.json
-  python nodes/evaluate_cli.py compare generated real --output results --faces embedded --dinov2 models/dinov2-base
+  python nodes/evaluate_cli.py compare generated real --output results --features dinov2 --models ComfyUI/models
   python nodes/evaluate_cli.py claims spl --people 100 --output results
   python nodes/evaluate_cli.py embedded --autoencoder runs/vae/vae --clip runs/clip/clip --text-to-image runs/unet/unet
     --face-embedder runs/face/face --judge runs/judge/judge --held-out data/held --output models/portrait
@@ -97,15 +97,16 @@ def _add_compare(commands) -> None:
     compare.add_argument("--output", type=Path, required=True, help="folder for the table, the scores and the page")
     compare.add_argument("--masks", type=Path, help="masks of the clothes by the pictures' names")
     _add_networks(compare)
-    compare.add_argument("--features", choices=("embedded-clip", "clip", "dinov2", "vgg16"),
-                         help="what sees sets of pictures (default: dinov2, clip, else embedded-clip)")  # fmt: skip
+    compare.add_argument("--features", choices=("embedded-clip", "clip", "dinov2", "inception", "vgg16"),
+                         help="what sees sets of pictures (default: the CLIP that the prompts use)")  # fmt: skip
+    compare.add_argument("--dinov2", type=Path, help="folder of a DINOv2 (default: below --models)")
+    compare.add_argument("--inception", type=Path, help="weights of the FID's Inception (default: below --models)")
 
 
 def _add_networks(command) -> None:
     command.add_argument("--prompt", help="what the pictures should show; a .txt beside a picture goes before it")
     command.add_argument("--clip", type=Path, help="folder of a CLIP (default: below --models, else the embedded one)")
-    command.add_argument("--dinov2", type=Path, help="folder of a DINOv2 (default: below --models)")
-    command.add_argument("--vgg16", type=Path, help="VGG16's weights, for the Clothing score (default: below --models)")
+    command.add_argument("--vgg16", type=Path, help="weights of VGG16 for the Clothing score (default: it uses CLIP)")
     command.add_argument("--faces", choices=("none", "embedded", "opencv", "insightface"), default="none",
                          help="what finds and embeds faces (default: none)")  # fmt: skip
     command.add_argument("--models", type=Path, default=Path("models"),
@@ -165,25 +166,21 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def _panel(options: argparse.Namespace):
     """What measures, by the options of ``_add_networks``."""
-    from likeness.pipelines.evaluation.backbones import NETWORKS
+    from likeness.pipelines.evaluation.backbones import load_network
     from likeness.pipelines.evaluation.folders import Panel
-    from likeness.pipelines.evaluation.panel import installed, portrait_scores
+    from likeness.pipelines.evaluation.panel import portrait_scores, words_network
     from likeness.pipelines.spl.score import SCORES
 
-    models, given = [options.models], {name: getattr(options, name) for name in NETWORKS if getattr(options, name)}
-    found = installed(models, given)
-    usual = next(name for name in ("dinov2", "clip", "embedded-clip") if name in found)
-    features = getattr(options, "features", None) or usual
-    if features not in found:
-        raise ValueError(f"--features is {features}, which is not there: add --{features} PLACE.")
-    faces = None
+    models, faces = [options.models], None
     if options.faces != "none":
         from likeness.pipelines.faces import BackendSettings, load_backend
 
         faces = load_backend(options.faces, BackendSettings(options.models))
-    words = found.get("clip", found["embedded-clip"])
-    scores = portrait_scores(models, words, faces and faces.embedder, SCORES, found.get("vgg16"))
-    return Panel(scores, found[features], faces)
+    words = words_network(models, options.clip)
+    clothes = load_network("vgg16", models, options.vgg16) if options.vgg16 else None
+    name = getattr(options, "features", None)
+    features = load_network(name, models, getattr(options, name.replace("-", "_"), None)) if name else words
+    return Panel(portrait_scores(models, words, faces and faces.embedder, SCORES, clothes), features, faces)
 
 
 def run_claims(options: argparse.Namespace) -> int:

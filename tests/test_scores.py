@@ -27,7 +27,7 @@ from likeness.pipelines.evaluation.scores import (
 )
 from likeness.pipelines.evaluation.sets import SetScores, score_sets
 from likeness.pipelines.images import from_uint8, save_image
-from likeness.pipelines.metrics import class_similarities, frechet_distance, gmsd, kernel_distance, ssim
+from likeness.pipelines.metrics import class_similarities, clip_score, frechet_distance, gmsd, kernel_distance, ssim
 from likeness.pipelines.stop import Stopped
 from PIL import Image
 from torch.nn.functional import normalize
@@ -58,8 +58,8 @@ def embedded():
 def test_embedded_towers_see_what_they_were_trained_to_see(embedded):
     family, images = load_family(), pictures(2, (128, 128))
     texts = ["a portrait of a calm person", "a sheep"]
-    assert torch.allclose(embedded.embed(images), image_features(family, images * 2 - 1), atol=1e-5)
-    assert torch.allclose(embedded.embed_text(texts), text_features(family, texts), atol=1e-5)
+    assert torch.allclose(normalize(embedded.embed(images), dim=1), image_features(family, images * 2 - 1), atol=1e-5)
+    assert torch.allclose(normalize(embedded.embed_text(texts), dim=1), text_features(family, texts), atol=1e-5)
     assert embedded.name == "embedded CLIP" and embedded.maps(images).shape[2:] == (8, 8)
 
 
@@ -98,7 +98,8 @@ def test_clip_of_a_folder_gives_transformers_own_similarity(tmp_path, embedded):
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         truth = model(pixel_values=(images - mean) / spread, **tokens).logits_per_image / model.logit_scale.exp()
-    assert torch.allclose(found.embed(images) @ found.embed_text(texts).T, truth, atol=1e-5)
+    pairs = [[clip_score(found.embed(images[i : i + 1]), found.embed_text([text])) for text in texts] for i in range(3)]
+    assert torch.allclose(torch.tensor(pairs), truth.double(), atol=1e-5)
     assert found.name == tmp_path.name
 
 
@@ -113,7 +114,7 @@ def test_dinov2_of_a_folder_and_its_preparation(tmp_path):
     mean, spread = (torch.tensor(x)[:, None, None] for x in (backbones.IMAGENET_MEAN, backbones.IMAGENET_SPREAD))
     with torch.no_grad():
         truth = model(pixel_values=(images - mean) / spread).pooler_output
-    assert torch.allclose(found.embed(images), normalize(truth, dim=1), atol=1e-5)
+    assert torch.allclose(found.embed(images), truth, atol=1e-5)
     assert found.maps(images).shape == (2, 24, 3, 3)
 
 

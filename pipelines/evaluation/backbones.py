@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 
 from ..embedded import SHIPPED
 from ..optional import need
@@ -25,8 +25,9 @@ EMBEDDED = "embedded CLIP"
 class Backbone:
     """A network under the name that its scores carry.
 
-    embed: pictures [B, 3, H, W] in 0..1 of any size to unit vectors [B, D], by their middle square.
-    embed_text: texts to unit vectors [B, D] beside them; None for networks that know no words.
+    embed: pictures [B, 3, H, W] in 0..1 of any size to features [B, D], by their middle square unless said otherwise;
+    as they come, because published Fréchet distances and MMDs are of features that were not scaled.
+    embed_text: texts to features [B, D] beside them; None for networks that know no words.
     maps: pictures to features [B, C, h, w] of the whole picture, stretched to a square; None where it has none.
     """
 
@@ -99,7 +100,7 @@ def dinov2(folder: Path) -> Backbone:
 
     @torch.no_grad()
     def embed(pictures: Tensor) -> Tensor:
-        return normalize(model(prepare.middle(pictures)).last_hidden_state[:, 0].float(), dim=1)
+        return model(prepare.middle(pictures)).last_hidden_state[:, 0].float()
 
     @torch.no_grad()
     def maps(pictures: Tensor) -> Tensor:
@@ -129,20 +130,41 @@ def vgg16(file: Path) -> Backbone:
 
     @torch.no_grad()
     def embed(pictures: Tensor) -> Tensor:
-        return normalize(network(prepare.middle(pictures)).mean((2, 3)), dim=1)
+        return network(prepare.middle(pictures)).mean((2, 3))
 
     return Backbone("VGG16", embed, None, maps)
+
+
+def inception(file: Path) -> Backbone:
+    """The Inception v3 of the FID and KID, by torch-fidelity, which torchmetrics uses too; the whole picture.
+
+    The Fréchet distance on its 2048 features is the FID. Raises ``ValueError``, or ``ImportError`` without
+    torch-fidelity.
+    """
+    extractor = need("torch_fidelity", "torch-fidelity").FeatureExtractorInceptionV3
+    try:
+        # torch-fidelity unpickles anything: what this reads without error holds weights only.
+        torch.load(file, map_location="cpu", weights_only=True)
+        network = extractor("inception", ["2048"], feature_extractor_weights_path=str(file))
+    except Exception as error:
+        raise ValueError(f"{file} does not hold torch-fidelity's Inception ({error}): get it again.") from error
+
+    @torch.no_grad()
+    def embed(pictures: Tensor) -> Tensor:
+        return network((pictures * 255).round().to(torch.uint8))[0]
+
+    return Backbone("Inception, as for FID", embed)
 
 
 def _clip(name: str, image, text, tokenizer, prepare: Preparation) -> Backbone:
     @torch.no_grad()
     def embed(pictures: Tensor) -> Tensor:
-        return normalize(image(prepare.middle(pictures)).image_embeds.float(), dim=1)
+        return image(prepare.middle(pictures)).image_embeds.float()
 
     @torch.no_grad()
     def embed_text(texts: Sequence[str]) -> Tensor:
         tokens = padded_tokens(tokenizer, list(texts), text.config.max_position_embeddings)
-        return normalize(text(tokens).text_embeds.float(), dim=1)
+        return text(tokens).text_embeds.float()
 
     @torch.no_grad()
     def maps(pictures: Tensor) -> Tensor:
@@ -193,6 +215,7 @@ NETWORKS = {
     "clip": Network(clip, ("clip-vit-l14", "clip-vit-b32")),
     "dinov2": Network(dinov2, ("dinov2-base",)),
     "vgg16": Network(vgg16, ("lpips-vgg16",)),
+    "inception": Network(inception, ("fid-inception",)),
 }
 
 

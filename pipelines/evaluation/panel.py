@@ -34,11 +34,7 @@ def _lpips(models: Sequence[Path]) -> LPIPS:
     return LPIPS(place)
 
 
-def installed(models: Sequence[Path], given: dict[str, Path]) -> dict[str, Backbone]:
-    """The networks of ``NETWORKS`` that are given by name with their place, or lie below ``models``, loaded; and
-    always "embedded-clip". Raises ``ValueError`` for a place that holds something else."""
-    found = {"embedded-clip": embedded_clip()}
-    for name, network in NETWORKS.items():
-        if name in given or any(place_of(group, models) for group in network.groups):
-            found[name] = load_network(name, models, given.get(name))
-    return found
+def words_network(models: Sequence[Path], place: Path | None = None) -> Backbone:
+    """CLIP from ``place``, or where it lies below ``models``, else the embedded one."""
+    there = place or any(place_of(group, models) for group in NETWORKS["clip"].groups)
+    return load_network("clip", models, place) if there else embedded_clip()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_server import ComfyRunError
 from likeness.nodes.portrait_scores import KeepBest, PortraitScores
-from likeness.pipelines.evaluation.backbones import embedded_clip
+from likeness.pipelines.evaluation.backbones import embedded_clip, inception
 from likeness.pipelines.evaluation.ranking import labelled
 from likeness.pipelines.faces.face import Face, Faces, Identity
 from likeness.pipelines.images import save_image
@@ -199,3 +199,23 @@ def test_lpips_is_that_of_the_paper_on_the_given_weights(tmp_path):
     with pytest.raises(ValueError, match="does not hold torchvision's weights"):
         torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
         LPIPS(tmp_path / "other.pth")
+
+
+def test_inception_features_are_those_of_torchmetrics(tmp_path, monkeypatch):
+    reason = "NOT COMPARED: pip install --no-deps torch-fidelity"
+    extractor = pytest.importorskip("torch_fidelity", reason=reason).FeatureExtractorInceptionV3
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    torch.manual_seed(0)
+    file = tmp_path / "inception.pth"
+    torch.save({}, file)
+    with monkeypatch.context() as patch:  # random weights instead of those of the file, which has none yet
+        patch.setattr(extractor, "load_state_dict", lambda self, weights: None)
+        torch.save(extractor("random", ["2048"], feature_extractor_weights_path=str(file)).state_dict(), file)
+    images = torch.randint(256, (2, 3, 60, 70), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(file))
+    found = inception(file).embed(images / 255)
+    assert found.shape == (2, 2048) and torch.allclose(found, metric.inception(images), rtol=1e-4, atol=1e-6)
+    torch.save({"other": torch.ones(1)}, file)
+    with pytest.raises(ValueError, match="does not hold torch-fidelity's Inception"):
+        inception(file)
