@@ -18,7 +18,7 @@ from likeness.pipelines.masks import (
 )
 from likeness.pipelines.masks.face import half_axes
 from likeness.pipelines.masks.window import Window
-from likeness.pipelines.portraits import render, sample_person
+from likeness.pipelines.portraits import edited, render, sample_person
 from likeness.pipelines.portraits.parts import FACE_PARTS, Part
 from likeness.pipelines.portraits.scene import group_scene
 from torch.nn.functional import max_pool2d
@@ -91,6 +91,19 @@ def test_face_is_skin_eyes_mouth_and_beard(people, faces):
     print(f"face: mean {refined.mean():.3f}, ellipse alone {plain.mean():.3f}")
     assert refined.mean() > 0.86
     assert refined.mean() > plain.mean() + 0.03
+
+
+def test_the_ellipse_leans_as_the_eyes_do():
+    straight, tilted = [], []
+    for roll in (-30, 30):
+        leaning = [edited(sample_person(11, index), roll=roll, yaw=0, pitch=0) for index in (2, 5, 8)]
+        people = render(leaning, 128)
+        truth = people.mask(*FACE_PARTS, Part.BEARD, Part.GLASSES)
+        boxes, points = list(people.face_box), [[landmarks[0, :5]] for landmarks in people.landmarks]
+        straight += [*overlaps(face_masks(people.image, boxes, by_color=False), truth)]
+        tilted += [*overlaps(face_masks(people.image, boxes, points, by_color=False), truth)]
+    print(f"leaning faces: upright ellipse {np.mean(straight):.3f}, leaning {np.mean(tilted):.3f}")
+    assert np.mean(tilted) > np.mean(straight) + 0.01
 
 
 def test_two_people_and_one_of_them(pairs):
@@ -242,6 +255,7 @@ IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
         (lambda: foreground_masks(torch.ones(1, 4, 64, 64), ONE_FACE), "4 channels"),
         (lambda: clothing_masks(IMAGE, ONE_FACE, torch.ones(1, 9, 64)), "foreground is 64x9, image is 64x64"),
         (lambda: face_masks(IMAGE, ONE_FACE, [[torch.ones(5)]]), "give 5 finite points"),
+        (lambda: face_masks(IMAGE, ONE_FACE, [[None]] * 2), "landmarks are those of 2 images, the faces of 1"),
         (lambda: face_masks(IMAGE, ONE_FACE, [[None, None]]), "1 face boxes and 2 sets of landmarks"),
         (lambda: refine_mask(IMAGE, torch.ones(1, 64, 64), tolerance=0), "tolerance is 0"),
         (lambda: split_people(IMAGE, torch.ones(1, 64, 64), [torch.zeros(0, 4)]), "image 1 has no faces to split"),

@@ -28,12 +28,13 @@ def face_masks(
     ``on_step(done, total)`` is called after each picture. Raises ``ValueError`` for bad pictures, boxes and numbers.
     """
     settings = settings or MaskSettings()
-    points = landmarks
-    image, faces = check_faces(image, faces)
-    check_person(person, [len(boxes) for boxes in faces])
+    image, boxes_of = check_faces(image, faces)
+    check_person(person, [len(boxes) for boxes in boxes_of])
+    if landmarks is not None and len(landmarks) != len(faces):
+        raise ValueError(f"landmarks are those of {len(landmarks)} images, the faces of {len(faces)}.")
     masks = torch.zeros_like(image[:, :1])
-    for index, (picture, boxes) in enumerate(zip(image, faces, strict=True)):
-        of_picture = points[index % len(points)] if points is not None else [None] * len(boxes)
+    for index, (picture, boxes) in enumerate(zip(image, boxes_of, strict=True)):
+        of_picture = [None] * len(boxes) if landmarks is None else landmarks[index if len(faces) > 1 else 0]
         if len(of_picture) != len(boxes):
             raise ValueError(f"image {index + 1} has {len(boxes)} face boxes and {len(of_picture)} sets of landmarks.")
         for number in range(len(boxes)) if person is None else [person] * (len(boxes) > person):
