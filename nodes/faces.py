@@ -94,8 +94,8 @@ class DetectFaces(io.ComfyNode):
                 notes = tool.notes
             faces = find_faces(tool, pictures, min_score, order, embeddings, given, progress(len(pictures)))
         table = "\n".join([*notes, faces.table()])
-        drawn = to_comfy(draw_faces(pictures, faces))
-        return io.NodeOutput(faces, drawn, table, faces.count, box_mask(faces), ui=ui.PreviewText(table))
+        drawn, boxes = to_comfy(draw_faces(pictures, faces)), to_comfy(box_mask(faces)[:, None])[..., 0]
+        return io.NodeOutput(faces, drawn, table, faces.count, boxes, ui=ui.PreviewText(table))
 
 
 def models_folder(backend: str) -> Path:
@@ -165,7 +165,7 @@ class FaceCrop(io.ComfyNode):
         with named_errors("Face Crop"):
             chosen = choose_faces(faces, choose, index, reference).cropped(CropSettings(size, mode, margin))
             crops, inside = crop_faces(to_pipeline(image), chosen, chosen.crop)
-        return io.NodeOutput(to_comfy(crops), inside[:, 0], chosen)
+        return io.NodeOutput(to_comfy(crops), to_comfy(inside)[..., 0], chosen)
 
 
 class PasteFaceBack(io.ComfyNode):

@@ -1,6 +1,7 @@
 """What finds and embeds faces: one interface, and the backends by name."""
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +59,19 @@ BACKENDS = {
 
 
 def load_backend(name: str, settings: BackendSettings) -> FaceBackend:
-    """A backend of ``BACKENDS``. Raises ``ValueError`` for other names and where its files are missing."""
+    """A backend of ``BACKENDS``; its notes are logged as warnings.
+
+    Raises ``ValueError`` for other names and where its files are missing.
+    """
     if name not in BACKENDS:
         raise ValueError(f"there is no face backend {name!r}: choose one of {', '.join(BACKENDS)}.")
     if settings.device not in DEVICES:
         raise ValueError(f"device of the face backend is {settings.device!r}: choose one of {', '.join(DEVICES)}.")
     module, kind = BACKENDS[name]
-    return getattr(importlib.import_module(module, __package__), kind)(settings)
+    backend = getattr(importlib.import_module(module, __package__), kind)(settings)
+    for note in backend.notes:
+        logging.warning(note)
+    return backend
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -72,7 +79,7 @@ def quiet(_done: int, _total: int) -> None:
 
 
 def find_faces(
-    backend: FaceBackend | None, images: Tensor, min_score: float = 0.0, order: str = "largest first",
+    backend: FaceBackend | None, images: Tensor, min_score: float = 0.5, order: str = "largest first",
     embed: bool = True, given: list[list[Face]] | None = None, on_step: OnStep = quiet,
 ) -> Faces:  # fmt: skip
     """The faces of images [B, 3, H, W] in 0..1: detected, or ``given`` by somebody else; embedded where asked for.

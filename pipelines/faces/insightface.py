@@ -1,6 +1,5 @@
 """InsightFace's model packs: SCRFD finds faces, ArcFace embeds them. The packs are for non-commercial research only."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +47,13 @@ class InsightFaceBackend:
         if set(self.app.models) != {"detection", "recognition"}:
             raise ValueError(f"the pack in {place} has only {', '.join(self.app.models)}: get it again.")
         self.app.prepare(-1 if providers[0].startswith("CPU") else 0, det_thresh=LOWEST_SCORE, det_size=DETECTION_SIZE)
-        self._say_if_on_cpu(providers)
+        self._note_what_runs(providers)
 
-    def _say_if_on_cpu(self, providers: list[str]) -> None:
+    def _note_what_runs(self, providers: list[str]) -> None:
         """CUDA can be on offer and still fail to start: onnxruntime then goes on with the CPU."""
         running = self.app.det_model.session.get_providers()[0]
         if running != providers[0]:
             self.notes += (f"insightface: {providers[0]} did not start, {running} is used",)
-        for note in self.notes:
-            logging.warning(note)
 
     def detect(self, images: Tensor, on_step: OnStep = quiet) -> list[list[Face]]:
         """See ``FaceBackend``; landmarks are found."""
