@@ -107,6 +107,8 @@ def _add_networks(command) -> None:
     command.add_argument("--prompt", help="what the pictures should show; a .txt beside a picture goes before it")
     command.add_argument("--clip", type=Path, help="folder of a CLIP (default: below --models, else the embedded one)")
     command.add_argument("--vgg16", type=Path, help="weights of VGG16 for the Clothing score (default: it uses CLIP)")
+    command.add_argument("--device", default="cpu", help="what CLIP, DINOv2 and the like run on, such as cuda "
+                         "(default: cpu)")  # fmt: skip
     command.add_argument("--faces", choices=("none", "embedded", "opencv", "insightface"), default="none",
                          help="what finds and embeds faces (default: none)")  # fmt: skip
     command.add_argument("--models", type=Path, default=Path("models"),
@@ -180,6 +182,7 @@ def _panel(options: argparse.Namespace):
     clothes = load_network("vgg16", models, options.vgg16) if options.vgg16 else None
     name = getattr(options, "features", None)
     features = load_network(name, models, getattr(options, name.replace("-", "_"), None)) if name else words
+    words, features, clothes = (network and network.to(options.device) for network in (words, features, clothes))
     return Panel(portrait_scores(models, words, faces and faces.embedder, SCORES, clothes), features, faces)
 
 

@@ -63,6 +63,23 @@ def test_embedded_towers_see_what_they_were_trained_to_see(embedded):
     assert embedded.name == "embedded CLIP" and embedded.maps(images).shape[2:] == (8, 8)
 
 
+def test_a_network_moves_with_all_that_it_runs(embedded):
+    images, seen = pictures(2), []
+    module = torch.nn.Linear(2, 2)
+    network = backbones.Backbone("n", lambda x: seen.append(x.device.type) or x, None, None, (module,))
+    moved = network.to("meta")
+    assert module.weight.device.type == "meta" and moved.maps is None
+    with pytest.raises(NotImplementedError):  # what comes back from there has no values
+        moved.embed(images)
+    assert seen == ["meta"]
+    again = embedded.to("cpu")
+    assert torch.equal(again.embed(images), embedded.embed(images))
+    assert torch.equal(again.maps(images), embedded.maps(images))
+    assert len(embedded.modules) == 2
+    with pytest.raises(ValueError, match="the device nonsense cannot be used here"):
+        embedded.to("nonsense")
+
+
 def test_middle_square_is_that_of_pillow():
     from skimage.data import astronaut
 

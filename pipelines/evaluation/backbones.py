@@ -3,7 +3,7 @@ that are in place, where the manifest of weights says or where the user does."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,12 +29,31 @@ class Backbone:
     as they come, because published Fréchet distances and MMDs are of features that were not scaled.
     embed_text: texts to features [B, D] beside them; None for networks that know no words.
     maps: pictures to features [B, C, h, w] of the whole picture, stretched to a square; None where it has none.
+    modules: what these run.
     """
 
     name: str
     embed: Callable[[Tensor], Tensor]
     embed_text: Callable[[Sequence[str]], Tensor] | None = None
     maps: Callable[[Tensor], Tensor] | None = None
+    modules: tuple[torch.nn.Module, ...] = ()
+
+    def to(self, device: str | torch.device) -> "Backbone":
+        """The same network moved to ``device``; pictures are sent there, and features come back to the CPU.
+
+        Raises ``ValueError`` where torch does not know the device, or not on this machine.
+        """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"the device {device} cannot be used here ({error}): choose another, or cpu.") from error
+        for module in self.modules:
+            module.to(device)
+
+        def there(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda pictures: function(pictures.to(device)).cpu()
+
+        return replace(self, embed=there(self.embed), maps=self.maps and there(self.maps))
 
 
 @dataclass(frozen=True)
@@ -106,7 +125,7 @@ def dinov2(folder: Path) -> Backbone:
     def maps(pictures: Tensor) -> Tensor:
         return _as_map(model(prepare.whole(pictures)).last_hidden_state)
 
-    return Backbone(Path(folder).name, embed, None, maps)
+    return Backbone(Path(folder).name, embed, None, maps, (model,))
 
 
 def vgg16(file: Path) -> Backbone:
@@ -132,7 +151,7 @@ def vgg16(file: Path) -> Backbone:
     def embed(pictures: Tensor) -> Tensor:
         return network(prepare.middle(pictures)).mean((2, 3))
 
-    return Backbone("VGG16", embed, None, maps)
+    return Backbone("VGG16", embed, None, maps, (network,))
 
 
 def inception(file: Path) -> Backbone:
@@ -153,7 +172,7 @@ def inception(file: Path) -> Backbone:
     def embed(pictures: Tensor) -> Tensor:
         return network((pictures * 255).round().to(torch.uint8))[0]
 
-    return Backbone("Inception, as for FID", embed)
+    return Backbone("Inception, as for FID", embed, modules=(network,))
 
 
 def _clip(name: str, image, text, tokenizer, prepare: Preparation) -> Backbone:
@@ -164,13 +183,13 @@ def _clip(name: str, image, text, tokenizer, prepare: Preparation) -> Backbone:
     @torch.no_grad()
     def embed_text(texts: Sequence[str]) -> Tensor:
         tokens = padded_tokens(tokenizer, list(texts), text.config.max_position_embeddings)
-        return text(tokens).text_embeds.float()
+        return text(tokens.to(text.device)).text_embeds.float().cpu()
 
     @torch.no_grad()
     def maps(pictures: Tensor) -> Tensor:
         return _as_map(image(prepare.whole(pictures)).last_hidden_state)
 
-    return Backbone(name, embed, embed_text, maps)
+    return Backbone(name, embed, embed_text, maps, (image, text))
 
 
 def _as_map(tokens: Tensor) -> Tensor:
