@@ -15,7 +15,7 @@ from .operations import holes, pieces
 from .window import Window
 
 HOLE = 0.002  # share of the window that a hole in a person may have and still be filled
-CLEAR = 0.35  # how much nearer to one person than to the next a pixel is surely that person's, in face sizes
+CLEAR = 0.6  # how much nearer to one person than to the next a pixel is surely that person's, in face sizes
 
 
 def foreground_masks(
