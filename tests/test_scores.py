@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_network_is_named(tmp_path):
 
 
 def test_networks_are_found_where_the_manifest_puts_them(tmp_path):
-    with pytest.raises(ValueError, match="dinov2 is not there; it belongs into .*dinov2-base: run .* download dinov2"):
+    with pytest.raises(ValueError, match="dinov2 is not there; the place for it is .*base: run .* download dinov2"):
         backbones.load_network("dinov2", [tmp_path])
     with pytest.raises(ValueError, match="no network 'resnet': choose embedded-clip, clip"):
         backbones.load_network("resnet", [tmp_path])

@@ -250,7 +250,7 @@ def place_of(group: str, models: Sequence[Path]) -> Path | None:
 def where_it_belongs(group: str, models: Sequence[Path]) -> str:
     """What to do about a group of the manifest that is not in place, as the end of a message."""
     folder = destination(select(read_manifest(), [group])[0], models[0])
-    return f"it belongs into {folder}: run nodes/weights_cli.py download {group}, or see there how to get it by hand."
+    return f"the place for it is {folder}: run nodes/weights_cli.py download {group} (or get it by hand)."
 
 
 def load_network(name: str, models: Sequence[Path], place: Path | None = None) -> Backbone:
