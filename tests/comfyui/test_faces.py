@@ -6,12 +6,14 @@ import re
 import face_models
 import numpy as np
 import pytest
+import torch
 from comfyui_server import ComfyRunError
 from likeness.pipelines.faces import CropSettings, Face, Faces, crop_faces
 from likeness.pipelines.images import example_photo, load_image, save_image, to_uint8
 from PIL import Image
 
 BOX = {"x": 182, "y": 75, "width": 88, "height": 103}
+BOX_CORNERS = (182, 75, 270, 178)
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +93,35 @@ def test_a_box_of_another_node_is_cropped_and_put_back(server, photo):
         "7": save("6", 0, "pasted"),
     }  # fmt: skip
     outputs = server.run(graph)
-    face = Face((182, 75, 270, 178), 1)
+    face = Face(BOX_CORNERS, 1)
     expected = crop_faces(photo, Faces(((face,),), (512, 512)), CropSettings(256, "box", 0.25))[0]
     assert np.abs(fetched(server, outputs, "4") - to_uint8(expected[0]).astype(int)).max() <= 1
     pasted, before = fetched(server, outputs, "7"), to_uint8(photo[0]).astype(int)
     assert np.abs(pasted[110:140, 210:240] - (255 - before[110:140, 210:240])).mean() < 4
     assert (pasted[300:] == before[300:]).all() and (pasted[:, 320:] == before[:, 320:]).all()
+
+
+def test_landmarks_of_comfyuis_face_mesh_are_taken_for_each_picture_of_a_batch(comfyui_dir, photo):
+    """In this process, because what gives FACE_LANDMARKS in a graph needs weights."""
+    from likeness.nodes.faces import DetectFaces, FaceCrop
+
+    points = np.random.default_rng(0).uniform(100, 300, (478, 2)).astype(np.float32)
+    five = np.array([(203, 101), (246, 104), (224, 125), (203, 140), (244, 141)], np.float32)
+    points[[468, 473, 1, 61, 291]] = five
+    mesh = {"landmarks_xy": points, "bbox_xyxy": np.array(BOX_CORNERS, np.float32), "score": 0.9}
+    landmarks = {"frames": [[], [mesh]], "image_size": (512, 512), "connection_sets": {}}
+    images = photo.movedim(1, -1).expand(2, -1, -1, -1)
+    settings = ("embedded", "antelopev2", 0.5, "largest first", False)
+    faces, drawn, table, count, boxes = DetectFaces.execute(images, *settings, face_landmarks=landmarks).result
+    assert count == 1 and "picture 1: no face" in table and "landmarks found" in table
+    assert drawn.shape == images.shape and boxes.sum((1, 2)).tolist() == [0, 88 * 103]
+    crops, inside, chosen = FaceCrop.execute(images, faces, 112, "aligned", 0.0, "all", 0).result
+    assert crops.shape == (1, 112, 112, 3) and inside.shape == (1, 112, 112) and chosen.count == 1
+    assert np.abs(chosen.flat()[0][1].landmarks.numpy() - five).max() == 0
+    with pytest.raises(ValueError, match="Detect Faces: bboxes and face_landmarks are both connected"):
+        DetectFaces.execute(images, *settings, bboxes=BOX, face_landmarks=landmarks)
+    with pytest.raises(ValueError, match=r"Detect Faces: image has 4 channels \(RGBA\)"):
+        DetectFaces.execute(torch.zeros(1, 64, 64, 4), *settings)
 
 
 def test_an_identity_goes_to_a_file_and_comes_back(server, photo, opencv):
@@ -120,7 +145,7 @@ def test_an_identity_goes_to_a_file_and_comes_back(server, photo, opencv):
     }  # fmt: skip
     outputs = server.run(loaded)
     assert "1 embedding of opencv sface_2021dec\nlicence: Apache-2.0" in outputs["6"]["text"][0]
-    expected = crop_faces(photo, Faces(((Face((182, 75, 270, 178), 1),),), (512, 512)), CropSettings(112))[0]
+    expected = crop_faces(photo, Faces(((Face(BOX_CORNERS, 1),),), (512, 512)), CropSettings(112))[0]
     assert np.abs(fetched(server, outputs, "5") - to_uint8(expected[0]).astype(int)).max() <= 1
 
 
