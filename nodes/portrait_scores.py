@@ -168,7 +168,8 @@ def score(
     chosen = portrait_scores(models, words(clip_model, models), embedder, SCORES)
     if only is not None:
         chosen = tuple(entry for entry in chosen if plain_name(entry.name) == only)
-    pictures = to_pipeline(image)
+    # The networks of scores run on the CPU, wherever ComfyUI keeps its images.
+    pictures, source, mask = (x if x is None else x.cpu() for x in (to_pipeline(image), source, mask))
     progress = comfy.utils.ProgressBar(len(pictures))
 
     def step(done: int, total: int) -> None:

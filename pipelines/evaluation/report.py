@@ -17,7 +17,7 @@ from .files import finite
 from .folders import Comparison
 from .plots import bins_of, histogram, scatter
 from .scores import number
-from .sets import SetScores
+from .sets import BETTER, SetScores
 
 SHOWN = 12  # pictures from either end of the order
 THUMBNAIL = 160  # pixels
@@ -140,13 +140,16 @@ def _text(value) -> str:
 
 
 def _set_table(sets: SetScores) -> str:
-    rows = [f'<tr><td>{_text(name)}</td><td class="number">{number(value)}</td></tr>'
-            for name, value in sets.values.items()]  # fmt: skip
-    return f"<table>{''.join(rows)}</table>" if rows else "<p>No score of the wholes.</p>"
+    rows = []
+    for name, value in sets.values.items():
+        better = next((better for start, better in BETTER.items() if name.startswith(start)), "")
+        rows.append(f'<tr><td>{_text(name)}</td><td>{better}</td><td class="number">{number(value)}</td></tr>')
+    head = '<tr><th>score</th><th>better</th><th class="number">value</th></tr>'
+    return f"<table>{head}{''.join(rows)}</table>" if rows else "<p>No score of the wholes.</p>"
 
 
 def _picture_table(found: Comparison) -> str:
-    heads = ("score", "better", "pictures", "mean", "± 95 %", "median")
+    heads, number_class = ("score", "better", "pictures", "mean", "± 95 %", "median"), ' class="number"'
     rows = []
     for column in columns_of(found):
         figures = summary(found, column)
@@ -155,7 +158,7 @@ def _picture_table(found: Comparison) -> str:
         infinite = f" ({figures['infinite']} infinite)" if figures["infinite"] else ""
         row = "".join(f'<td class="number">{cell}</td>' for cell in (f"{figures['count']}{infinite}", *cells))
         rows.append(f"<tr><td>{_text(column)}</td><td>{better}</td>{row}</tr>")
-    head = "".join(f"<th>{text}</th>" for text in heads)
+    head = "".join(f'<th{"" if text in heads[:2] else number_class}>{text}</th>' for text in heads)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 

@@ -25,6 +25,11 @@ SUBSETS = 50  # of KID
 SUBSET_SIZE = 1000  # of KID
 PERPLEXITY = 30.0
 PROJECTED = 2000  # samples of each folder in the t-SNE map, at most: its time grows faster than their number
+# What is better, by how the score's name begins; the others have no better.
+BETTER = {
+    "Fréchet": "lower", "MMD": "lower", "KID": "lower", "density": "higher", "coverage": "higher",
+    "same person": "higher", "different people": "lower", "verification accuracy": "higher", "Jensen": "lower",
+}  # fmt: skip
 
 
 @dataclass
