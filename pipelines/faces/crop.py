@@ -14,8 +14,8 @@ from .face import CropSettings, Face, Faces
 def placement(face: Face, settings: CropSettings) -> Tensor:
     """The similarity [2, 3] from pixels of the picture to pixels of the face's crop.
 
-    Aligned, the errors are least in the crop, as in InsightFace's code. ``align_faces`` makes them least in the picture,
-    as the embedded embedder learnt it: its crops show 3 to 12 % less of the picture where landmarks fit badly.
+    Aligned, the errors are least in the crop, as in InsightFace's code. ``align_faces`` makes them least in the
+    picture, as the embedded embedder learnt it: its crops show 3 to 12 % less where landmarks fit badly.
     """
     if settings.mode == "aligned":
         points = face.with_landmarks().landmarks[None].float()
