@@ -149,7 +149,7 @@ def test_best_likeness_by_faces_and_identity(portraits):
         ({"faces": Faces(((Face((1, 1, 9, 9), 1.0),),) * 3, (128, 128), "test")}, "faces have no embeddings"),
         ({"image": torch.full((3, 128, 128, 3), torch.nan)}, "Portrait Scores: image has .* NaN"),
         ({"image": torch.zeros(3, 128, 128, 4)}, "4 channels"),
-        ({"clip_model": "installed CLIP"}, "clip is not there; the place for it is .*weights_cli.py download clip-vit-l14"),
+        ({"clip_model": "installed CLIP"}, "clip is not there; the place for it is .*download clip-vit-l14"),
     ],
 )
 def test_bad_input_is_a_message(portraits, changes, message):
