@@ -45,6 +45,8 @@ class Weights(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name, download, verify=False):
+        if name is None:  # comes over a link
+            return float("nan")
         weight = _weight(name)
         paths = find(weight, models_folders(weight)) or []
         return [(str(path), path.stat().st_mtime_ns) for path in paths]

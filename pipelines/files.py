@@ -143,10 +143,10 @@ def process_is_alive(process: int) -> bool:
 
 
 @contextmanager
-def exclusive(path: str | Path, what: str) -> Iterator[None]:
+def exclusive(path: str | Path, what: str, remove: bool = False) -> Iterator[None]:
     """Block in which no other process holds the lock file ``path``; the system frees it when its holder is gone.
 
-    Raises ``BlockingIOError`` saying that ``what`` is in use.
+    With ``remove`` the file is gone after the block. Raises ``BlockingIOError`` saying that ``what`` is in use.
     """
     with open(path, "a+b") as file:
         try:
@@ -155,7 +155,15 @@ def exclusive(path: str | Path, what: str) -> Iterator[None]:
             raise BlockingIOError(
                 f"{what} is in use by another process: wait for it or stop it, or choose another folder."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if remove and os.name != "nt":  # there, what is open cannot be removed
+                Path(path).unlink(missing_ok=True)
+            elif remove:
+                file.close()
+                with suppress(OSError):
+                    Path(path).unlink()
 
 
 def _lock(file) -> None:

@@ -75,6 +75,9 @@ def test_both_names_of_a_unet_are_the_same_unet():
         check_names(found, shapes, "converted")
         assert all(found[name].reshape(-1)[0] == tensors[name].reshape(-1)[0] for name in shapes)
     assert forms.diffusers_unet(tensors) is tensors
+    ldm_tensors = {ldm[name]: tensor for name, tensor in tensors.items()} | {"foo.bar.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match="1 names belong to no UNet .*: foo.bar.weight"):
+        forms.diffusers_unet(ldm_tensors)
 
 
 def slow_ldm_names(shapes):

@@ -5,7 +5,6 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -72,13 +71,8 @@ def download(
         return find(weight, [models])
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / f".{weight.save_as}.lock"
-    with exclusive(lock, f"{folder / weight.save_as}"):
-        try:
-            finished = _fetch(weight, folder, on_progress, endpoint)
-            _place(weight, folder, finished)
-        finally:
-            with suppress(OSError):  # Windows keeps what is open
-                lock.unlink()
+    with exclusive(lock, f"{folder / weight.save_as}", remove=True):
+        _place(weight, folder, _fetch(weight, folder, on_progress, endpoint))
     return find(weight, [models])
 
 
@@ -129,6 +123,8 @@ def _remote(weight: WeightFile, endpoint: str | None) -> Remote:
 def _partial(weight: WeightFile, folder: Path, remote: Remote) -> Path:
     """Where the beginning of exactly this content is kept; beginnings of other contents are removed."""
     partial = folder / f".{weight.save_as}.{remote.mark}.partial"
+    if remote.size is None:  # nothing says whether the address still holds the content that was begun
+        partial.unlink(missing_ok=True)
     for old in folder.glob(f".{glob_escape(weight.save_as)}.*.partial"):
         if old != partial:
             old.unlink()
@@ -225,7 +221,7 @@ def _reason(weight: WeightFile, error: Exception) -> str:
     if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)):
         return "the file is not there any more (moved, renamed or withdrawn)."
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = f"the server answered {status}" if status else f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    said = f"the server answered {status}" if status else f"{type(error).__name__}: {str(error)[:200]}"
     return f"{said}. What was loaded is kept: run it again, it goes on there."
 
 

@@ -84,7 +84,12 @@ def diffusers_unet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     layers = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": None}
-    return convert_ldm_unet_checkpoint({LDM_UNET[0] + name: tensor for name, tensor in tensors.items()}, layers)
+    found = convert_ldm_unet_checkpoint({LDM_UNET[0] + name: tensor for name, tensor in tensors.items()}, layers)
+    kept = {id(tensor) for tensor in found.values()}
+    lost = [name for name, tensor in tensors.items() if id(tensor) not in kept]
+    if lost:
+        raise ValueError(f"{len(lost)} names belong to no UNet of SD1.x or SD2.x: {', '.join(lost[:SHOWN])}.")
+    return found
 
 
 def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:

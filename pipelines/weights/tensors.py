@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_tensors(path: Path, convert: bool = True) -> dict[str, Tensor]:
-    """All tensors of a file by name, on the CPU; of nested dictionaries with dots between the names.
+    """All tensors of a file by name, on the CPU; of nested dictionaries and lists with dots between the names.
 
     A pickle is read as data only (``weights_only``): one that would call anything else is refused and nothing of it
     runs. With ``convert`` its tensors are kept beside it as NAME.safetensors, which the next call reads instead while
@@ -53,15 +54,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
-            raise ValueError(f"{path} is damaged or no file of torch ({_first_line(error)}): get it again.") from error
+    except Exception as error:  # of bytes that are no pickle anything can come
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is None:
+            kind = type(error).__name__
+            raise ValueError(f"{path} is damaged or no file of torch ({kind}): get it again.") from error
         raise ValueError(
-            f"{path} holds more than tensors and was refused, nothing in it ran ({_first_line(error)}). Get it as "
+            f"{path} holds more than tensors ({refused[1]}) and was refused, nothing in it ran. Get it as "
             ".safetensors, or have its publisher save the tensors alone."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no file of torch ({_first_line(error)}): get it again.") from error
+        ) from None  # torch's text tells how to switch the protection off
     tensors = dict(_flat(content)) if isinstance(content, Mapping) else {}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name ({type(content).__name__}): give a state dict.")
@@ -74,6 +75,8 @@ def _flat(content: Mapping, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield f"{prefix}{name}", value
         elif isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (list, tuple)):
+            yield from _flat(dict(enumerate(value)), f"{prefix}{name}.")
 
 
 def _stamp(path: Path) -> str:
@@ -106,9 +109,5 @@ def _keep(tensors: dict[str, Tensor], converted: Path, source: Path) -> None:
     try:
         with atomic_file(converted) as temporary:
             save_file(alone, temporary, metadata={"format": "pt", ORIGIN: _stamp(source)})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         logger.warning("%s could not be kept as safetensors (%s): it is read as a pickle each time.", source, error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
