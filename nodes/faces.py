@@ -326,7 +326,8 @@ class LoadIdentity(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
         try:
-            known_file(file)
+            if file is not None:  # None: comes over a link
+                known_file(file)
         except ValueError as error:
             return str(error)
         return True

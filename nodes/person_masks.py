@@ -95,6 +95,10 @@ class ForegroundMask(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return str(rcnn_file())  # "auto" means another method once it is there
+
+    @classmethod
     def execute(
         cls, image, method, person, softness, faces=None, mask=None, tolerance=0.15, minimum_score=0.7,
         keep_scores=False,
@@ -128,6 +132,10 @@ class ClothingMask(io.ComfyNode):
             ],
             outputs=outputs("The clothes"),
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return str(rcnn_file())  # "auto" means another method once it is there
 
     @classmethod
     def execute(

@@ -221,6 +221,7 @@ def test_mask_rcnn_people_by_size_by_face_and_together():
     assert torch.equal(found(faces=boxes, person=0)[:, 0], torch.stack([small, large]))
     assert torch.equal(found(faces=boxes, person=1)[:, 0], torch.stack([large, torch.zeros(40, 80)]))
     assert not found(faces=boxes, person=2).any()
+    assert torch.equal(found(faces=[torch.zeros(0, 4)] * 2)[1, 0], small + large)
     soft = found(settings=RcnnSettings(threshold=None, softness=0))[0, 0]
     assert torch.allclose(soft, 0.6 * small + 0.9 * large)
     strict = found(settings=RcnnSettings(minimum_score=0.9, softness=0))

@@ -34,6 +34,8 @@ class Face:
             raise ValueError(f"the box of a face is {self.box}: it must be (left, top, right, bottom) in pixels.")
         if self.landmarks is not None and (self.landmarks.shape != (5, 2) or not self.landmarks.isfinite().all()):
             raise ValueError(f"landmarks of a face are {self.landmarks.tolist()}: five finite points are needed.")
+        if self.landmarks is not None and self.landmarks.std(0).max() < 1e-3:
+            raise ValueError(f"the landmarks of a face all lie at {self.landmarks[0].tolist()}: it has no size.")
 
     @property
     def width(self) -> float:

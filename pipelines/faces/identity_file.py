@@ -33,7 +33,7 @@ def load_identity(path: str | Path) -> Identity:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except Exception as error:  # SafetensorError is no stable name
         raise ValueError(f"{path} is no safetensors file ({error}): choose a file of Save Identity.") from None
-    if facts.get("format") != FORMAT or set(tensors) != {"embeddings"}:
+    if facts.get("format") != FORMAT or set(tensors) != {"embeddings"} or tensors["embeddings"].ndim != 2:
         raise ValueError(f"{path} holds no identity: choose a file that Save Identity wrote.")
     if facts.get("format_version") != VERSION:
         raise ValueError(f"{path} is an identity of format {facts.get('format_version')}, this pack reads {VERSION}.")

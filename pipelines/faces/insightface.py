@@ -9,7 +9,7 @@ from torch import Tensor
 from ..optional import need
 from .backend import BackendSettings, OnStep, quiet
 from .face import Face
-from .opencv import bgr
+from .opencv import bgr, embedded_by
 
 # What detects and what embeds, in each pack.
 FILES = {
@@ -77,12 +77,7 @@ class InsightFaceBackend:
 
     def embed(self, images: Tensor, faces: list[list[Face]], on_step: OnStep = quiet) -> list[list[Face]]:
         """See ``FaceBackend``."""
-        embedded = []
-        for number, (image, own) in enumerate(zip(images, faces, strict=True), 1):
-            picture = bgr(image) if own else None
-            embedded.append([face.embedded(self._embedding(picture, face)) for face in own])
-            on_step(number, len(faces))
-        return embedded
+        return embedded_by(self._embedding, images, faces, on_step)
 
     def _embedding(self, picture: np.ndarray, face: Face) -> np.ndarray:
         points = face.with_landmarks().landmarks.numpy()

@@ -55,8 +55,11 @@ def faces_from_landmarks(value, size: tuple[int, int], pictures: int) -> list[li
 
 
 def _face_of_mesh(face: dict) -> Face:
-    points = torch.as_tensor(face["landmarks_xy"]).float()
+    try:
+        points, score = torch.as_tensor(face["landmarks_xy"]).float(), float(face["score"])
+        box = tuple(float(value) for value in face["bbox_xyxy"])
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("face landmarks are in no form of ComfyUI's: connect Detect Face Landmarks.") from None
     if len(points) < MESH_SIZE:
         raise ValueError(f"a face has {len(points)} landmarks: the {MESH_SIZE} of MediaPipe with irises are needed.")
-    box = tuple(float(value) for value in face["bbox_xyxy"])
-    return Face(box, min(max(float(face["score"]), 0.0), 1.0), points[list(MESH_POINTS)])
+    return Face(box, min(max(score, 0.0), 1.0), points[list(MESH_POINTS)])

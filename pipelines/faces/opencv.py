@@ -1,5 +1,6 @@
 """OpenCV's permissively licensed pair: YuNet finds faces (Wu et al. 2023), SFace embeds them (Zhong et al. 2021)."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -70,12 +71,7 @@ class OpenCvBackend:
 
     def embed(self, images: Tensor, faces: list[list[Face]], on_step: OnStep = quiet) -> list[list[Face]]:
         """See ``FaceBackend``."""
-        embedded = []
-        for number, (image, own) in enumerate(zip(images, faces, strict=True), 1):
-            picture = bgr(image) if own else None
-            embedded.append([face.embedded(self._embedding(picture, face)) for face in own])
-            on_step(number, len(faces))
-        return embedded
+        return embedded_by(self._embedding, images, faces, on_step)
 
     def _embedding(self, picture: np.ndarray, face: Face) -> np.ndarray:
         points = face.with_landmarks().landmarks.flatten().numpy()
@@ -93,3 +89,15 @@ def _face(row: np.ndarray, scale: float) -> Face:
 def bgr(image: Tensor) -> np.ndarray:
     """One image [3, H, W] in 0..1 as OpenCV has them: uint8 [H, W, 3], blue first."""
     return np.ascontiguousarray(to_uint8(image)[..., ::-1])
+
+
+def embedded_by(
+    embedding: Callable[[np.ndarray, Face], np.ndarray], images: Tensor, faces: list[list[Face]], on_step: OnStep
+) -> list[list[Face]]:
+    """The faces of images [B, 3, H, W] in 0..1 with what ``embedding(picture as OpenCV has it, face)`` gives."""
+    embedded = []
+    for number, (image, own) in enumerate(zip(images, faces, strict=True), 1):
+        picture = bgr(image) if own else None
+        embedded.append([face.embedded(embedding(picture, face)) for face in own])
+        on_step(number, len(faces))
+    return embedded

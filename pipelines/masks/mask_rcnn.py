@@ -117,7 +117,8 @@ def rcnn_masks(
         image = check_image(image, "image")
     else:
         image, faces = check_faces(image, faces)
-        check_person(person, [len(boxes) for boxes in faces])
+        if person is not None:  # everybody is found without faces, too
+            check_person(person, [len(boxes) for boxes in faces])
     masks, counts = torch.zeros_like(image[:, :1]), []
     for index, picture in enumerate(image):
         people = find_people(model, picture, settings.minimum_score).masks
