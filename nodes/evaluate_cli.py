@@ -32,6 +32,9 @@ EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder")
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every console can show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     environment.ensure_environment(MODULES)
     pack.quiet_libraries()
@@ -119,20 +122,19 @@ def run_score(options: argparse.Namespace) -> int:
     """The command ``score``: a table on the screen, and a JSON file."""
     from likeness.pipelines.evaluation.files import score_files
     from likeness.pipelines.files import write_json
-    from likeness.pipelines.stop import Stopped, StopRequest
+    from likeness.pipelines.stop import StopRequest
 
     with StopRequest() as stop:
-        try:
-            found = score_files(options.pictures, _panel(options), options.source, options.prompt,
-                                options.source_prompt, options.mask, stop.check)  # fmt: skip
-        except Stopped:
-            return 0
+        found = score_files(options.pictures, _panel(options), options.source, options.prompt,
+                            options.source_prompt, options.mask, stop.check)  # fmt: skip
+    if options.json is not None:
+        write_json(options.json, found.as_json())
     print(found.text())
     for reason in found.bad.values():
         print(f"left out: {reason}", file=sys.stderr)
-    if options.json is not None:
-        write_json(options.json, found.as_json())
-    return 0 if found.scores else 1
+    if not found.complete:
+        print("Stopped; the other pictures were not scored.", file=sys.stderr)
+    return 0 if found.scores or not found.complete else 1
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -153,6 +155,8 @@ def run_compare(options: argparse.Namespace) -> int:
         found = compare_folders(options.folder, options.reference, panel, options.prompt, options.masks, step)
         sets = None
         if found.complete:
+            # Sets take long and much memory: what the pictures gave is not to be lost with them.
+            write_report(options.output, found, SetScores(warnings=["The folders as wholes were not scored."]), _show)
             try:
                 embedder = panel.faces.embedder if panel.faces else None
                 sets = score_sets(found, panel.features.name, embedder, step)

@@ -26,6 +26,7 @@ CHOICES = {
 }  # fmt: skip
 GIVEN = "given scores"
 CLIP_MODELS = ("embedded", "installed CLIP")
+BY_CLIP = ("CLIP score", "CLIP directional", "Clothing score")
 
 
 def evidence_inputs() -> list:
@@ -82,7 +83,7 @@ class PortraitScores(io.ComfyNode):
     @classmethod
     def execute(cls, image, list_score="structure (SSIM)", **evidence) -> io.NodeOutput:
         with named_errors("Portrait Scores"):
-            table = score(image, **evidence)
+            table = score(image, needed=CHOICES[list_score], **evidence)
         means = [_mean(table, name) for name in OUTPUTS]
         listed = _column(table, CHOICES[list_score])
         text = table.text()
@@ -155,17 +156,21 @@ class KeepBest(io.ComfyNode):
 
 
 def score(
-    image, only: str | None = None, source=None, prompt="", source_prompt="", clip_model="embedded", mask=None,
-    faces=None, identity=None,
+    image, only: str | None = None, needed: str | None = None, source=None, prompt="", source_prompt="",
+    clip_model="embedded", mask=None, faces=None, identity=None,
 ):  # fmt: skip
-    """The ``ScoreTable`` of an IMAGE; ``only``: of one score, by its name before any bracket."""
+    """The ``ScoreTable`` of an IMAGE; ``only``: of one score, by its name before any bracket.
+
+    needed: the score whose network must be there; that of any other is loaded if it is used, and makes it absent.
+    prompt, source_prompt, identity: one, or a list with one for each picture.
+    """
     from ..pipelines.evaluation.panel import portrait_scores
     from ..pipelines.evaluation.scores import Subject, score_pictures
     from ..pipelines.spl.score import SCORES
 
     models = models_folders()
     embedder = faces.embedder if faces is not None else None
-    chosen = portrait_scores(models, words(clip_model, models), embedder, SCORES)
+    chosen = portrait_scores(models, words(clip_model, models, needed in BY_CLIP), embedder, SCORES)
     if only is not None:
         chosen = tuple(entry for entry in chosen if plain_name(entry.name) == only)
     # The networks of scores run on the CPU, wherever ComfyUI keeps its images.
@@ -193,17 +198,19 @@ def face_evidence(pictures: torch.Tensor, faces, identity) -> dict[str, torch.Te
         faces.check_pictures(pictures)
         found["faces"] = vectors_of(faces)
     if identity is not None:
-        found["identity"] = identity.mean()[None]
-    if len(found) == 2:
-        check_same_embedder(identity.embedder, faces.embedder)
+        people = identity if isinstance(identity, list) else [identity]
+        for person in people:
+            check_same_embedder(person.embedder, (faces or people[0]).embedder)
+        found["identity"] = torch.stack([person.mean() for person in people])
     return found
 
 
-def words(clip_model: str, models):
-    """The network that reads prompts."""
-    from ..pipelines.evaluation.backbones import load_network
+def words(clip_model: str, models, at_once: bool):
+    """The network that reads prompts, loaded at once or when it is first used."""
+    from ..pipelines.evaluation.backbones import lazy_clip, load_network
 
-    return load_network("embedded-clip" if clip_model == CLIP_MODELS[0] else "clip", models)
+    name = "embedded-clip" if clip_model == CLIP_MODELS[0] else "clip"
+    return (load_network if at_once else lazy_clip)(name, models)
 
 
 def models_folders():
@@ -220,13 +227,16 @@ def plain_name(name: str) -> str:
 
 
 def unlisted(evidence: dict) -> dict:
-    """Inputs that ComfyUI gave as lists: pictures and masks joined, of the rest the first."""
+    """Inputs that ComfyUI gave as lists: pictures, masks and faces joined; prompts and people as they are, one for all
+    or one for each picture; of settings the first."""
     found = {}
     for name, values in evidence.items():
         if name in ("source", "mask") and values is not None:
             found[name] = joined(values, name)
         elif name == "faces" and values is not None:
             found[name] = joined_faces(values)
+        elif name in ("prompt", "source_prompt", "identity") and values is not None:
+            found[name] = [value for value in values if value is not None] or None
         elif values is not None:
             found[name] = values[0]
     return {name: value for name, value in found.items() if value is not None}
@@ -262,8 +272,9 @@ def given_scores(scores: list | None, count: int) -> torch.Tensor:
     return torch.tensor(scores, dtype=torch.float64)
 
 
-def _texts(text: str) -> tuple[str, ...] | None:
-    return (text.strip(),) if text and text.strip() else None
+def _texts(text: str | list[str] | None) -> tuple[str, ...] | None:
+    texts = [text] if isinstance(text, str) else text or []
+    return tuple(line.strip() for line in texts) if any(line.strip() for line in texts) else None
 
 
 def _column(table, plain: str) -> torch.Tensor | None:

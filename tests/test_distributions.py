@@ -165,6 +165,16 @@ def test_jensen_shannon_agrees_with_scipy():
     assert jensen_shannon(torch.tensor([1, 3]), torch.tensor([2, 6])) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-8])
+def test_tsne_of_equal_features_is_an_error_and_no_crash(noise, monkeypatch):
+    import sklearn.manifold
+
+    monkeypatch.setattr(sklearn.manifold, "TSNE", lambda **settings: pytest.fail("this would end the process"))
+    same = torch.full((20, 6), 0.3) * (1 + torch.rand(20, 1)) + noise * draws(20, 6)
+    with pytest.raises(ValueError, match="all features are equal"):
+        tsne_divergence(same, 2 * same, perplexity=5)
+
+
 def test_tsne_divergence_of_equal_and_of_separate_sets():
     together = tsne_divergence(draws(60, 10, shift=1.0), draws(60, 10, seed=1, shift=1.0), perplexity=15)
     apart = tsne_divergence(draws(60, 10, shift=3.0), draws(60, 10, seed=1, shift=-3.0), perplexity=15)

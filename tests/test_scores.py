@@ -13,6 +13,7 @@ from likeness.pipelines.embedded.family import load_family
 from likeness.pipelines.embedded.measure import image_features, text_features
 from likeness.pipelines.evaluation import backbones, plots, report
 from likeness.pipelines.evaluation import scores as scores_module
+from likeness.pipelines.evaluation.files import score_files
 from likeness.pipelines.evaluation.folders import Panel, compare_folders, people_of, pictures_of
 from likeness.pipelines.evaluation.panel import portrait_scores
 from likeness.pipelines.evaluation.ranking import best, labelled, wrap
@@ -217,6 +218,11 @@ def test_absent_scores_say_why_and_the_others_stay():
         (Subject(torch.zeros(0, 3, 32, 32)), "empty batch"),
         (Subject(torch.zeros(1, 4, 32, 32)), "4 channels \\(RGBA\\)"),
         (Subject(pictures(4), pictures(3)), "source is a batch of 3, which does not fit a batch of 4"),
+        # 2 divides 4, but which picture is of which source?
+        (Subject(pictures(4), pictures(2)), "source is a batch of 2, which does not fit a batch of 4"),
+        (Subject(pictures(4), mask=torch.zeros(2, 40, 48)), "mask is a batch of 2, which does not fit"),
+        (Subject(pictures(4), source_mask=torch.zeros(2, 40, 48)), "source mask is a batch of 2, which does not fit"),
+        (Subject(pictures(2), identity=torch.ones(3, 5)), "3 identities for 2 pictures"),
         (Subject(pictures(2), prompts=("a", "b", "c")), "3 prompts for 2 pictures: give 1 or 2"),
         (Subject(pictures(2), mask=torch.zeros(2, 9, 99)), "mask is 99x9, image is 48x40"),
     ],
@@ -248,6 +254,9 @@ def test_labels_stand_below_the_untouched_picture():
     strips = made[:, :, 64:]
     dark = (strips < 0.5).all(1).sum((1, 2))
     assert strips.shape[2] > 0 and dark[1] > 2 * dark[0] > 0
+    clear = labelled(torch.cat([images, 0.25 * images[:, :1]], 1), [["SSIM 0.5"]] * 2)
+    assert torch.equal(clear[:, :3, 64:80], labelled(images, [["SSIM 0.5"]] * 2)[:, :, 64:80])
+    assert (clear[:, 3, 64:] == 1).all() and torch.equal(clear[:, 3, :64], 0.25 * images[:, 0])
     assert wrap("one three fourteen", len, 9) == ["one three", "fourteen"]
     assert wrap("extraordinary word", len, 4) == ["extraordinary", "word"]
 
@@ -336,6 +345,20 @@ def test_folders_are_compared_by_name_and_bad_files_are_listed(folders):
     assert people_of(found.made).tolist() == [0, 0, 0, 1, 1]
 
 
+def test_a_picture_that_cannot_be_measured_is_listed_and_the_others_stay(folders):
+    class Fussy(Faces):
+        def detect(self, images, on_step=None):
+            if self.asked == 1:
+                self.asked += 1
+                raise ValueError("a face is upside down")
+            return super().detect(images, on_step)
+
+    found = compared(folders, faces=Fussy())
+    first = str(folders / "real" / "<b>" / "0.png")
+    assert found.complete and found.bad[first] == f"{first}: a face is upside down" and len(found.bad) == 2
+    assert "<b>/0" not in found.real and "SSIM" not in found.scores["<b>/0"] and "SSIM" in found.scores["<b>/1"]
+
+
 def test_scores_of_the_wholes_are_those_of_the_features(folders):
     found = compared(folders, faces=Faces())
     sets = score_sets(found, "colours", "colours", lambda *step: None)
@@ -380,6 +403,17 @@ def test_a_stop_keeps_what_was_done(folders):
     assert "Stopped before its end" in page
 
 
+def test_a_stop_keeps_the_files_that_were_scored(folders):
+    def stop(done, total):
+        if done == 2:
+            raise Stopped("SIGINT")
+
+    files = sorted((folders / "real").rglob("*.png"))
+    found = score_files(files, Panel(pixel_scores(), PLAIN), files[0], on_step=stop)
+    assert list(found.scores) == [str(file) for file in files[:2]] and found.as_json()["complete"] is False
+    assert score_files(files[:1], Panel(pixel_scores(), PLAIN)).complete
+
+
 def test_folders_without_pictures_or_with_two_of_one_name_are_named(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         pictures_of(tmp_path / "none")
@@ -413,3 +447,51 @@ def test_command_lines_write_what_they_say(folders, capsys):
     assert {path.name for path in out.iterdir()} == {"pictures.csv", "scores.json", "report.html"}
     assert command(["compare", str(out), str(folders / "real"), "--output", str(out)]) == 1
     assert "holds no pictures" in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The command line with a panel that is quick to load."""
+    from comfyui_environment import load_script
+
+    load_script("pack")
+    script = load_script("evaluate_cli")
+    monkeypatch.setattr(script, "_panel", lambda options: Panel(pixel_scores(), PLAIN))
+    return script.main
+
+
+def test_a_console_without_arrows_gets_the_table(folders, command, monkeypatch):
+    real, target, console = str(folders / "real" / "anna" / "1.png"), folders / "scores.json", io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(console, encoding="cp1252", write_through=True))
+    assert command(["score", real, "--source", real, "--json", str(target)]) == 0
+    assert b"SSIM ?" in console.getvalue() and target.is_file()
+
+
+def test_a_stopped_score_writes_what_it_found(folders, command, monkeypatch, capsys):
+    from likeness.pipelines import stop
+
+    files, target, asked = sorted(map(str, (folders / "real").rglob("*.png"))), folders / "scores.json", []
+
+    def check(self, *progress):
+        asked.append(progress)
+        if len(asked) == 3:
+            raise Stopped("SIGINT")
+
+    monkeypatch.setattr(stop.StopRequest, "check", check)
+    assert command(["score", *files, "--source", files[0], "--json", str(target)]) == 0
+    said = capsys.readouterr()
+    assert files[1] in said.out and files[2] not in said.out and "Stopped" in said.err
+    assert list(json.loads(target.read_text())["pictures"]) == files[:2]
+
+
+def test_what_pictures_gave_is_written_before_the_wholes_are_scored(folders, command, monkeypatch):
+    from likeness.pipelines.evaluation import sets
+
+    def crash(*settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sets, "score_sets", crash)
+    with pytest.raises(KeyboardInterrupt):
+        command(["compare", str(folders / "made"), str(folders / "real"), "--output", str(folders / "out")])
+    told = json.loads((folders / "out" / "scores.json").read_text())
+    assert "SSIM" in told["pictures"]["anna/1"] and told["warnings"] == ["The folders as wholes were not scored."]

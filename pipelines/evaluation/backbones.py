@@ -4,6 +4,7 @@ that are in place, where the manifest of weights says or where the user does."""
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -262,9 +263,24 @@ def load_network(name: str, models: Sequence[Path], place: Path | None = None) -
         return embedded_clip()
     if name not in NETWORKS:
         raise ValueError(f"there is no network {name!r}: choose embedded-clip, {', '.join(NETWORKS)}.")
-    network = NETWORKS[name]
-    places = (place_of(group, models) for group in network.groups)
-    place = place or next((found for found in places if found is not None), None)
+    place = place or _installed(name, models)
     if place is None:
-        raise ValueError(f"{name} is not there; {where_it_belongs(network.groups[0], models)}")
-    return network.load(place)
+        raise ValueError(f"{name} is not there; {where_it_belongs(NETWORKS[name].groups[0], models)}")
+    return NETWORKS[name].load(place)
+
+
+def lazy_clip(name: str, models: Sequence[Path]) -> Backbone:
+    """``load_network`` of "clip" or "embedded-clip", put off to its first use, as its errors are; on the CPU."""
+    load = cache(lambda: load_network(name, models))
+    place = None if name == "embedded-clip" else _installed(name, models)
+    return Backbone(
+        EMBEDDED if name == "embedded-clip" else place.name if place else name,
+        lambda pictures: load().embed(pictures),
+        lambda texts: load().embed_text(texts),
+        lambda pictures: load().maps(pictures),
+    )
+
+
+def _installed(name: str, models: Sequence[Path]) -> Path | None:
+    places = (place_of(group, models) for group in NETWORKS[name].groups)
+    return next((found for found in places if found is not None), None)

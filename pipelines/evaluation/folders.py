@@ -40,7 +40,7 @@ class Comparison:
     """What was found so far, by the pictures' names; ``complete`` is False where it was stopped before its end.
 
     scores: by picture and score, NaN where a picture lacks one; why_absent: by score, how many pictures lack it and
-    why; bad: files that could not be read, and why.
+    why; bad: files that could not be read or measured, and why.
     """
 
     folder: Path
@@ -100,12 +100,10 @@ def compare_folders(
     try:
         for done, name in enumerate(names):
             on_step("pictures", done, len(names))
-            picture, source = (_read(places.get(name), found) for places in (files, references))
-            for image, path, seen in (
-                (picture, files.get(name), found.made), (source, references.get(name), found.real)
-            ):  # fmt: skip
-                if image is not None:
-                    seen[name] = Seen(path, panel.features.embed(image)[0], _face(panel, image))
+            picture, source = (
+                _look(name, places.get(name), panel, seen, found)
+                for places, seen in ((files, found.made), (references, found.real))
+            )
             if picture is not None:
                 mask = _read(mask_files.get(name), found)
                 subject = Subject(
@@ -130,6 +128,19 @@ def _read(path: Path | None, found: Comparison) -> Tensor | None:
     except ValueError as error:
         found.bad[str(path)] = str(error)
         return None
+
+
+def _look(name: str, path: Path | None, panel: Panel, seen: dict[str, Seen], found: Comparison) -> Tensor | None:
+    """The picture, noted in ``seen`` with what it gave; None where there is none or it gives nothing."""
+    image = _read(path, found)
+    if image is None:
+        return None
+    try:
+        seen[name] = Seen(path, panel.features.embed(image)[0], _face(panel, image))
+    except (ValueError, RuntimeError) as error:
+        found.bad[str(path)] = f"{path}: {error}"
+        return None
+    return image
 
 
 def _scored(subject: Subject, panel: Panel, path: Path, found: Comparison) -> ScoreTable | None:

@@ -28,6 +28,7 @@ def best(values: Tensor, count: int, higher: bool) -> list[int]:
 
 def labelled(pictures: Tensor, lines: Sequence[Sequence[str]]) -> Tensor:
     """Pictures [B, 3, H, W] in 0..1 with lines of text below each, [B, 3, H + strip, W]; the picture is untouched.
+    A fourth channel is alpha: the text is opaque.
 
     What is too long for a line goes on in the next one, word by word.
     """
@@ -44,7 +45,8 @@ def labelled(pictures: Tensor, lines: Sequence[Sequence[str]]) -> Tensor:
         draw = ImageDraw.Draw(strip)
         for number, line in enumerate(of_one):
             draw.text((size // 2, step // 4 + number * step), line, fill="black", font=font)
-        made.append(torch.cat([picture, from_uint8(np.asarray(strip))[0].to(picture)], dim=1))
+        strip = from_uint8(np.asarray(strip.convert("RGBA")))[0, : len(picture)]
+        made.append(torch.cat([picture, strip.to(picture)], dim=1))
     return torch.stack(made)
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..images import check_image, check_mask, match_batch, match_pair
+from ..images import check_image, check_mask, match_pair
 from ..metrics import clip_directional, clip_score, clothing_distance, face_distance, fsim, gmsd, psnr, ssim
 from .backbones import EMBEDDED, Backbone
 
@@ -137,7 +137,8 @@ def checked(subject: Subject) -> Subject:
     for name in ("prompts", "source_prompts", "faces", "identity"):
         value = getattr(subject, name)
         if value is not None and len(value) not in (1, count):
-            raise ValueError(f"{len(value)} {name.replace('_', ' ')} for {count} pictures: give 1 or {count}.")
+            told = {"identity": "identities"}.get(name, name.replace("_", " "))
+            raise ValueError(f"{len(value)} {told} for {count} pictures: give 1 or {count}.")
     for name, picture in (("mask", image), ("source_mask", changed.get("source", image))):
         value = getattr(subject, name)
         if value is not None:
@@ -147,7 +148,12 @@ def checked(subject: Subject) -> Subject:
 
 
 def _one_or(batch: Tensor, count: int, name: str) -> Tensor:
-    return batch if len(batch) == 1 else match_batch(batch, count, name)
+    # Not repeated where it merely divides: which picture belongs to which is anybody's guess then.
+    if len(batch) not in (1, count):
+        raise ValueError(
+            f"{name} is a batch of {len(batch)}, which does not fit a batch of {count}: connect 1 or {count}."
+        )
+    return batch
 
 
 # ---- what there is to measure
@@ -188,11 +194,12 @@ def prompt_scores(backbone: Backbone) -> tuple[Score, ...]:
     suffix = f" ({'embedded' if backbone.name == EMBEDDED else backbone.name})"
 
     def follows(subject: Subject) -> Tensor:
-        return clip_score(backbone.embed(subject.image), backbone.embed_text(_prompts(subject)))
+        texts = _prompts(subject)  # before any network: none is loaded for nothing
+        return clip_score(backbone.embed(subject.image), backbone.embed_text(texts))
 
     def direction(subject: Subject) -> Tensor:
         prompts = _prompts(subject)
-        if subject.source is None or subject.source_prompts is None:
+        if subject.source is None or not _all_told(subject.source_prompts):
             lacking = "source picture" if subject.source is None else "prompt of the source picture"
             raise Absent(f"there is no {lacking}: the direction of a change needs both ends.")
         pictures = [backbone.embed(picture) for picture in (subject.source, subject.image)]
@@ -205,9 +212,13 @@ def prompt_scores(backbone: Backbone) -> tuple[Score, ...]:
 
 
 def _prompts(subject: Subject) -> tuple[str, ...]:
-    if not subject.prompts or not all(text.strip() for text in subject.prompts):
+    if not _all_told(subject.prompts):
         raise Absent("there is no prompt to compare with.")
     return subject.prompts
+
+
+def _all_told(texts: tuple[str, ...] | None) -> bool:
+    return bool(texts) and all(text.strip() for text in texts)
 
 
 def face_score(embedder: str) -> Score:

@@ -9,6 +9,7 @@ from ..optional import need
 from .features import check_two_sets
 
 BINS = 32
+SPREAD = 1e-6  # of unit vectors in float32: what differs less is rounding
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ def tsne_divergence(one: Tensor, other: Tensor, perplexity: float = 30.0, seed: 
     van der Maaten and Hinton 2008, by scikit-learn, on unit vectors (where squared distance is 2 - 2 cosine), as IDSync
     does it (section V-A, figure 6); its grid is not given, ours is ``BINS`` x ``BINS`` over the map. The value depends
     on N, M, perplexity and grid: compare only equal ones, best with the divergence of two halves of one set. Raises
-    ``ValueError`` for fewer than 3 x perplexity samples together and ``ImportError`` without scikit-learn.
+    ``ValueError`` for fewer than 3 x perplexity samples together and where all point the same way, and ``ImportError``
+    without scikit-learn.
     """
     one, other = check_two_sets(one, other, 2, "t-SNE")
     least = int(3 * perplexity) + 1
@@ -35,10 +37,13 @@ def tsne_divergence(one: Tensor, other: Tensor, perplexity: float = 30.0, seed: 
             f"t-SNE has {len(one) + len(other)} samples, a perplexity of {perplexity:g} needs at least {least}: give "
             "more pictures or a smaller perplexity."
         )
+    vectors = torch.nn.functional.normalize(torch.cat([one, other]), dim=1).cpu()
+    # scikit-learn divides by their spread, and its tree crashes the process on the NaN that comes of it.
+    if vectors.double().std(0).max() < SPREAD:
+        raise ValueError("all features are equal (but for their length): t-SNE has nothing to lay out.")
     manifold = need("sklearn.manifold", "scikit-learn")
-    vectors = torch.nn.functional.normalize(torch.cat([one, other]), dim=1).cpu().numpy()
     places = torch.from_numpy(
-        manifold.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
+        manifold.TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors.numpy())
     ).double()
     low, high = places.amin(0), places.amax(0)
     cells = ((places - low) / (high - low).clamp(min=1e-12) * BINS).long().clamp(max=BINS - 1)

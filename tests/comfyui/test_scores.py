@@ -8,6 +8,7 @@ import pytest
 import torch
 from comfyui_server import ComfyRunError
 from likeness.nodes.portrait_scores import KeepBest, PortraitScores
+from likeness.pipelines.evaluation import backbones
 from likeness.pipelines.evaluation.backbones import embedded_clip, inception
 from likeness.pipelines.evaluation.ranking import labelled
 from likeness.pipelines.faces.face import Face, Faces, Identity
@@ -149,7 +150,10 @@ def test_best_likeness_by_faces_and_identity(portraits):
         ({"faces": Faces(((Face((1, 1, 9, 9), 1.0),),) * 3, (128, 128), "test")}, "faces have no embeddings"),
         ({"image": torch.full((3, 128, 128, 3), torch.nan)}, "Portrait Scores: image has .* NaN"),
         ({"image": torch.zeros(3, 128, 128, 4)}, "4 channels"),
-        ({"clip_model": "installed CLIP"}, "clip is not there; the place for it is .*download clip-vit-l14"),
+        (
+            {"clip_model": "installed CLIP", "list_score": "prompt (CLIP score)"},
+            "Portrait Scores: clip is not there; the place for it is .*download clip-vit-l14",
+        ),
     ],
 )
 def test_bad_input_is_a_message(portraits, changes, message):
@@ -157,6 +161,59 @@ def test_bad_input_is_a_message(portraits, changes, message):
     good["identity"] = Identity(torch.ones(1, 2), "test")
     with pytest.raises(ValueError, match=message):
         PortraitScores.execute(**good | changes)
+
+
+def test_a_clip_that_is_not_there_takes_only_its_own_scores_away(portraits):
+    source, images = map(comfy, portraits)
+    *_, table, listed = PortraitScores.execute(
+        images, source=source, prompt=PROMPT, clip_model="installed CLIP", mask=torch.ones(1, 128, 128)
+    ).result
+    assert listed[0] == pytest.approx(1) and "no CLIP score (clip): clip is not there; the place for it" in table
+    assert "no Clothing score (clip): clip is not there" in table
+    kept = KeepBest.execute([images], [1], ["structure (SSIM)"], [False], source=[source], prompt=[PROMPT],
+                            clip_model=["installed CLIP"]).result  # fmt: skip
+    assert kept[2] == [0]
+    with pytest.raises(ValueError, match="there is nothing to choose by. no CLIP score .*: clip is not there"):
+        KeepBest.execute([images], [1], ["prompt (CLIP score)"], [False], prompt=[PROMPT],
+                         clip_model=["installed CLIP"])  # fmt: skip
+
+
+def test_clip_is_loaded_once_and_only_if_a_score_needs_it(portraits, monkeypatch):
+    loaded = []
+
+    def load():
+        loaded.append(1)
+        return embedded_clip()
+
+    monkeypatch.setattr(backbones, "embedded_clip", load)
+    source, images = map(comfy, portraits)
+    PortraitScores.execute(images, source=source)
+    assert not loaded
+    table = PortraitScores.execute(images, source=source, prompt=PROMPT, mask=torch.ones(1, 128, 128)).result[-2]
+    assert len(loaded) == 1 and "CLIP score (embedded)" in table and "Clothing score (embedded CLIP)" in table
+
+
+def test_every_picture_has_its_own_prompt_and_person(portraits):
+    image = comfy(portraits[1])
+    texts = ["a portrait in studio light", PROMPT, "a portrait in pantone light"]
+    embedded = embedded_clip()
+    *_, scores, table = KeepBest.execute([image], [3], ["prompt (CLIP score)"], [False], prompt=texts).result
+    expected = clip_score(embedded.embed(portraits[1]), embedded.embed_text(texts)).sort(descending=True).values
+    assert scores == pytest.approx(expected.tolist(), abs=1e-5)
+    people = [Identity(torch.tensor([vector]), "test") for vector in ([0.0, 1.0], [1.0, 0.0], [1.0, 0.0])]
+    keep = {"faces": [faces_of([[0.0, 1.0], [0.0, 1.0], [0.6, 0.8]])], "identity": people}
+    kept = KeepBest.execute([image], [3], ["identity (Face ID score)"], [False], **keep).result
+    assert kept[2] == [0, 2, 1] and kept[3] == pytest.approx([0, 0.4, 1], abs=1e-6)
+    with pytest.raises(ValueError, match="2 prompts for 3 pictures: give 1 or 3"):
+        KeepBest.execute([image], [3], ["prompt (CLIP score)"], [False], prompt=texts[:2])
+    with pytest.raises(ValueError, match="2 identities for 3 pictures: give 1 or 3"):
+        KeepBest.execute([image], [3], ["identity (Face ID score)"], [False], **keep | {"identity": people[:2]})
+
+
+def test_pictures_with_alpha_are_kept_by_given_scores():
+    image = torch.rand(2, 64, 64, 4)
+    kept, shown, *_ = KeepBest.execute([image], [1], ["given scores"], [True], scores=[1.0, 2.0]).result
+    assert torch.equal(kept, image[1:]) and shown.shape[-1] == 4 and torch.equal(shown[:, :64], kept)
 
 
 def test_batches_of_two_sizes_are_named():
