@@ -1,6 +1,7 @@
 """Published checkpoints: every accepted form loads to the same tensors, every fault is named."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,20 @@ def test_every_wrapping_loads_to_the_same(tmp_path, kind, wrapper):
         found = load_published(place, kind)
         assert set(found) == set(wanted)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_text_encoders_of_all_ages_load_to_the_same(tmp_path, monkeypatch):
+    shapes = forms.sd15_text_encoder()
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 123_060_480  # as SD1.5's is known to have
+    few = {name: shape for name, shape in shapes.items() if "layers.3.self_attn" in name or "position" in name}
+    monkeypatch.setitem(PUBLISHED, "sd15-text-encoder", replace(PUBLISHED["sd15-text-encoder"], shapes=lambda: few))
+    wanted = real(few)
+    ids = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    for published in (wanted, wanted | ids, {name.removeprefix("text_model."): x for name, x in wanted.items()}):
+        torch.save(published, tmp_path / "pytorch_model.bin")
+        found = load_published(tmp_path, "sd15-text-encoder")
+        assert set(found) == set(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
+        (tmp_path / "pytorch_model.bin.safetensors").unlink()
 
 
 def test_what_differs_is_named(tmp_path):

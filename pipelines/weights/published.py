@@ -143,6 +143,29 @@ def sd15_unet() -> Shapes:
     return {name: tuple(value.shape) for name, value in unet.state_dict().items()}
 
 
+@cache
+def sd15_text_encoder() -> Shapes:
+    """All names and shapes of SD1.5's text encoder (CLIP ViT-L/14) as its published files have them."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    with torch.device("meta"):
+        encoder = CLIPTextModel(config)
+    # transformers 5.6 took the first level out of its own names; files have it.
+    return {
+        f"text_model.{name.removeprefix('text_model.')}": tuple(value.shape)
+        for name, value in encoder.state_dict().items() if not name.endswith("position_ids")
+    }  # fmt: skip
+
+
+def text_encoder_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the names of published files; the count of positions, which old files keep, is no weight."""
+    return {
+        f"text_model.{name.removeprefix('text_model.')}": tensor
+        for name, tensor in tensors.items() if not name.endswith("position_ids")
+    }  # fmt: skip
+
+
 def mcld_unet() -> Shapes:
     """SD1.5's UNet and the face branch's keys and values at each of its 16 cross-attention layers."""
     shapes = dict(sd15_unet())
@@ -194,7 +217,9 @@ def split_instantid(path: Path, processors: Iterable[str]) -> tuple[dict[str, Te
 
 PUBLISHED = {
     "sd15-unet": Published(("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"), sd15_unet,
-                           diffusers_unet),
+                           diffusers_unet),  # also Arc2Face's arc2face/
+    "sd15-text-encoder": Published(("model.safetensors", "pytorch_model.bin"), sd15_text_encoder,
+                                   text_encoder_names),  # also Arc2Face's encoder/
     "mcld-unet": Published(("denoising_unet.pth",), mcld_unet),
     "mcld-reference-unet": Published(("reference_unet.pth",), mcld_reference_unet, diffusers_unet),
     "mcld-pose-guider": Published(("pose_guider.pth",), pose_guider),
