@@ -8,6 +8,7 @@ service and its throughput. --readme writes the table into README, between the m
 
 import argparse
 import importlib
+import platform
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ def sections() -> list[str]:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["| service | one core |", "|---|---|", *(f"| {service} | {text} |" for service, text in rows)])
+    lines = ["| service | throughput |", "|---|---|", *(f"| {service} | {text} |" for service, text in rows)]
+    return "\n".join([*lines, "", f"One core ({platform.machine()}), no GPU; torch {torch.__version__}."])
 
 
 def main() -> None:
