@@ -76,7 +76,8 @@ class Hub:
     @staticmethod
     def _head(request, status: int, headers: dict[str, str]) -> None:
         request.send_response(status)
-        for name, value in headers.items():
+        # Said, because a client that keeps a connection finds it gone at some request, and at which is a race.
+        for name, value in {**headers, "Connection": "close"}.items():
             request.send_header(name, value)
         request.end_headers()
 
@@ -88,4 +89,3 @@ class Hub:
                 time.sleep(self.delay)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        request.close_connection = True
