@@ -1,8 +1,10 @@
 """Between ComfyUI's tensors (channels last) and the ones of ``pipelines`` (channels first)."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import comfy.model_management
+import comfy.utils
 import torch
 
 
@@ -28,6 +30,17 @@ def compute_device(device: torch.device | None = None) -> torch.device:
 def interrupt_check(*_progress) -> None:
     """Raise ComfyUI's interrupt if a person pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def node_progress() -> Callable[[int, int], None]:
+    """``on_step(done, total)`` for the loops of ``pipelines``: moves the node's bar, and lets Cancel end the work."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def on_step(done: int, total: int) -> None:
+        interrupt_check()
+        bar.update_absolute(done, total)
+
+    return on_step
 
 
 @contextmanager

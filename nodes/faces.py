@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
@@ -25,7 +24,8 @@ from ..pipelines.faces.backend import DEVICES, PACKS
 from ..pipelines.faces.draw import box_mask, draw_faces
 from ..pipelines.faces.face import CROP_MODES
 from ..pipelines.faces.interchange import faces_from_boxes, faces_from_landmarks
-from .convert import interrupt_check, named_errors, to_comfy, to_pipeline
+from .convert import named_errors, node_progress, to_comfy, to_pipeline
+from .weights import models_folders
 
 FacesType, IdentityType = io.Custom("LIKENESS_FACES"), io.Custom("LIKENESS_IDENTITY")
 CHOOSE_TIP = (
@@ -92,7 +92,7 @@ class DetectFaces(io.ComfyNode):
             if given is None or embeddings:
                 tool = load_backend(backend, BackendSettings(models_folder(backend), model_pack, device))
                 notes = tool.notes
-            faces = find_faces(tool, pictures, min_score, order, embeddings, given, progress(len(pictures)))
+            faces = find_faces(tool, pictures, min_score, order, embeddings, given, node_progress())
         table = "\n".join([*notes, faces.table()])
         drawn, boxes = to_comfy(draw_faces(pictures, faces)), to_comfy(box_mask(faces)[:, None])[..., 0]
         return io.NodeOutput(faces, drawn, table, faces.count, boxes, ui=ui.PreviewText(table))
@@ -101,8 +101,7 @@ class DetectFaces(io.ComfyNode):
 def models_folder(backend: str) -> Path:
     """The models folder, ComfyUI's or one that its extra paths add, that holds the files of this backend."""
     kind = "insightface" if backend == "insightface" else "likeness"
-    extra = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
-    folders = [Path(folder_paths.models_dir), *(Path(path).parent for path in extra if Path(path).name == kind)]
+    folders = models_folders(kind)
     return next((folder for folder in folders if (folder / kind).is_dir()), folders[0])
 
 
@@ -115,17 +114,6 @@ def given_faces(pictures, bboxes, face_landmarks):
     if face_landmarks is not None:
         return faces_from_landmarks(face_landmarks, tuple(pictures.shape[-2:]), len(pictures))
     return None
-
-
-def progress(total: int):
-    """Shows steps as the node's progress and ends it when a person pressed Cancel."""
-    bar = comfy.utils.ProgressBar(total)
-
-    def on_step(done: int, _total: int) -> None:
-        interrupt_check()
-        bar.update_absolute(done)
-
-    return on_step
 
 
 class FaceCrop(io.ComfyNode):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
@@ -21,8 +20,8 @@ from ..pipelines.masks import (
     refine_mask,
     split_people,
 )
-from ..pipelines.weights.manifest import WeightFile, destination, find, read_manifest, select
-from .convert import compute_device, interrupt_check, named_errors, to_pipeline
+from ..pipelines.weights.manifest import destination, find, named
+from .convert import compute_device, named_errors, node_progress, to_pipeline
 from .weights import models_folders
 
 RCNN_WEIGHTS = ("mask-rcnn-v2/detector", "mask-rcnn-v1/detector")
@@ -151,7 +150,7 @@ class ClothingMask(io.ComfyNode):
                 rcnn = RcnnSettings(softness=softness)
                 foreground, how = find_people(picture, method, person, settings, rcnn, faces)
             chosen = person - 1 if person else None
-            masks = clothing_masks(picture, boxes, foreground, chosen, settings, step_by_step(len(picture)))
+            masks = clothing_masks(picture, boxes, foreground, chosen, settings, node_progress())
             return answer(masks, f"{how}; clothes: grabcut")
 
 
@@ -188,7 +187,7 @@ class FaceMask(io.ComfyNode):
                 return refined(picture, mask, "auto", person, settings, tolerance)
             boxes, landmarks = read_faces(faces, picture, "to know where they are")
             chosen = person - 1 if person else None
-            steps = step_by_step(len(picture))
+            steps = node_progress()
             masks = face_masks(picture, boxes, landmarks, chosen, settings, by_color, steps)
             return answer(masks, "ellipse in the face box" + (", refined by grabcut" if by_color else ""))
 
@@ -235,7 +234,7 @@ def find_people(picture, method: str, person: int, settings: MaskSettings, rcnn:
     """(masks [B, 1, H, W], which method ran) by a method of ``METHODS``; ``person`` counts from 1, 0 is all."""
     chosen, path = person - 1 if person else None, rcnn_file()
     installed = importlib.util.find_spec("torchvision") is not None
-    steps = step_by_step(len(picture))
+    steps = node_progress()
     if method == "mask r-cnn" or (method == "auto" and path and installed):
         boxes = None if faces is None else read_faces(faces, picture, "")[0]
         return rcnn_masks(managed_rcnn(path), picture.to(compute_device()), boxes, chosen, rcnn, steps), "mask r-cnn"
@@ -248,24 +247,20 @@ def find_people(picture, method: str, person: int, settings: MaskSettings, rcnn:
 def rcnn_file() -> Path | None:
     """The weights of Mask R-CNN in ComfyUI's models folders, the better version first."""
     for name in RCNN_WEIGHTS:
-        weight = weight_of(name)
-        if paths := find(weight, models_folders(weight)):
+        weight = named(name)
+        if paths := find(weight, models_folders(weight.folder)):
             return paths[0]
     return None
 
 
-def weight_of(name: str) -> WeightFile:
-    return select(read_manifest(), [name])[0]
-
-
 def rcnn_folder() -> str:
-    return str(destination(weight_of(RCNN_WEIGHTS[0]), Path("models")))
+    return str(destination(named(RCNN_WEIGHTS[0]), Path("models")))
 
 
 def managed_rcnn(path: Path | None) -> Callable:
     """The network, on the device it computes on, under ComfyUI's memory management."""
     if path is None:
-        name = weight_of(RCNN_WEIGHTS[0]).save_as
+        name = named(RCNN_WEIGHTS[0]).save_as
         raise ValueError(
             f"the weights of Mask R-CNN are missing: put {name} into {rcnn_folder()} (the Weights node gets it), or "
             "choose grabcut."
@@ -283,19 +278,8 @@ def refined(picture, mask, method: str, person: int, settings: MaskSettings, tol
             f"method is {method}, person is {person}, and a rough mask is connected, which says itself what is meant: "
             "set method to auto and person to 0, or disconnect the mask."
         )
-    masks = refine_mask(picture, mask, settings, tolerance, step_by_step(len(picture)))
+    masks = refine_mask(picture, mask, settings, tolerance, node_progress())
     return answer(masks, "grabcut from the rough mask")
-
-
-def step_by_step(total: int) -> Callable[[int, int], None]:
-    """Moves ComfyUI's progress bar, and lets Cancel end the work."""
-    bar = comfy.utils.ProgressBar(total)
-
-    def on_step(done: int, of: int) -> None:
-        interrupt_check()
-        bar.update_absolute(done, of)
-
-    return on_step
 
 
 def answer(masks: torch.Tensor, how: str) -> io.NodeOutput:

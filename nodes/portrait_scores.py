@@ -1,11 +1,10 @@
 """Nodes that score portraits and keep the best: likeness, structure, prompt, clothes."""
 
-import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from .convert import interrupt_check, named_errors, to_comfy, to_pipeline
+from .convert import named_errors, node_progress, to_comfy, to_pipeline
+from .weights import models_folders
 
 # Name before any bracket, as scores are told: how Portrait Scores hands it out, and what Keep Best chooses by.
 OUTPUTS = {
@@ -168,24 +167,18 @@ def score(
     from ..pipelines.evaluation.scores import Subject, score_pictures
     from ..pipelines.spl.score import SCORES
 
-    models = models_folders()
+    models = models_folders("clip_vision")
     embedder = faces.embedder if faces is not None else None
     chosen = portrait_scores(models, words(clip_model, models, needed in BY_CLIP), embedder, SCORES)
     if only is not None:
         chosen = tuple(entry for entry in chosen if plain_name(entry.name) == only)
     # The networks of scores run on the CPU, wherever ComfyUI keeps its images.
     pictures, source, mask = (x if x is None else x.cpu() for x in (to_pipeline(image), source, mask))
-    progress = comfy.utils.ProgressBar(len(pictures))
-
-    def step(done: int, total: int) -> None:
-        interrupt_check()
-        progress.update_absolute(done, total)
-
     subject = Subject(
         pictures, None if source is None else to_pipeline(source), _texts(prompt), _texts(source_prompt), mask,
         **face_evidence(pictures, faces, identity),
     )  # fmt: skip
-    return score_pictures(subject, chosen, step)
+    return score_pictures(subject, chosen, node_progress())
 
 
 def face_evidence(pictures: torch.Tensor, faces, identity) -> dict[str, torch.Tensor]:
@@ -211,14 +204,6 @@ def words(clip_model: str, models, at_once: bool):
 
     name = "embedded-clip" if clip_model == CLIP_MODELS[0] else "clip"
     return (load_network if at_once else lazy_clip)(name, models)
-
-
-def models_folders():
-    """ComfyUI's models folder, and those that its extra paths add for CLIP_VISION models."""
-    from pathlib import Path
-
-    extra = (Path(path).parent for path in folder_paths.get_folder_paths("clip_vision"))
-    return list(dict.fromkeys([Path(folder_paths.models_dir), *extra]))
 
 
 def plain_name(name: str) -> str:

@@ -1,11 +1,10 @@
 """SPL nodes: keep the structure of a source photo while sampling, or after."""
 
-import comfy.utils
 from comfy_api.latest import io
 
 from ..pipelines.images import check_image
 from ..pipelines.spl import StructureSettings, preserve_structure
-from .convert import compute_device, interrupt_check, to_comfy, to_pipeline
+from .convert import compute_device, node_progress, to_comfy, to_pipeline
 from .hooks.structure_guidance import StructureGuidanceHook
 
 _CATEGORY = "Likeness/SPL"
@@ -119,13 +118,7 @@ class StructureRefine(io.ComfyNode):
                 color_weight=1000.0, radius=5, mask_dilation=0) -> io.NodeOutput:  # fmt: skip
         settings = _settings(structure_weight, keep_colors, iterations, color_weight, radius, mask_dilation)
         device = compute_device()
-        bar = comfy.utils.ProgressBar(1)
-
-        def on_iteration(done: int, total: int) -> None:
-            interrupt_check()
-            bar.update_absolute(done, total)
-
         refined = preserve_structure(
-            to_pipeline(image).to(device), to_pipeline(source).to(device), mask, settings, on_iteration
+            to_pipeline(image).to(device), to_pipeline(source).to(device), mask, settings, node_progress()
         )
         return io.NodeOutput(to_comfy(refined))

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import comfy.model_management
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..pipelines.weights.manifest import State, WeightFile, destination, find, read_manifest, select, state
+from ..pipelines.weights.manifest import State, WeightFile, destination, find, named, shipped, state
+from .convert import node_progress
 
 
 class Weights(io.ComfyNode):
@@ -25,7 +24,7 @@ class Weights(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
-                    "name", options=[weight.name for weight in read_manifest()],
+                    "name", options=[weight.name for weight in shipped()],
                     tooltip="The file, as weights_manifest.json and `nodes/weights_cli.py list` call it.",
                 ),
                 io.Boolean.Input(
@@ -47,14 +46,14 @@ class Weights(io.ComfyNode):
     def fingerprint_inputs(cls, name, download, verify=False):
         if name is None:  # comes over a link
             return float("nan")
-        weight = _weight(name)
-        paths = find(weight, models_folders(weight)) or []
+        weight = named(name)
+        paths = find(weight, models_folders(weight.folder)) or []
         return [(str(path), path.stat().st_mtime_ns) for path in paths]
 
     @classmethod
     def execute(cls, name, download, verify=False) -> io.NodeOutput:
-        weight = _weight(name)
-        folders = models_folders(weight)
+        weight = named(name)
+        folders = models_folders(weight.folder)
         found = state(weight, folders, checksums=verify)
         if found in (State.MISSING, State.DAMAGED):
             if not download:
@@ -65,21 +64,18 @@ class Weights(io.ComfyNode):
         return io.NodeOutput(str(path), text, ui=ui.PreviewText(f"{path}\n{text}"))
 
 
-def models_folders(weight: WeightFile) -> list[Path]:
-    """ComfyUI's models folder, and those that its extra paths add for this kind of model."""
-    kind = weight.folder.partition("/")[0]
+def models_folders(folder: str) -> list[Path]:
+    """ComfyUI's models folder, and those that its extra paths add for this kind of model (``folder`` below them)."""
+    kind = folder.partition("/")[0]
     extra = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
-    return [Path(folder_paths.models_dir), *(Path(path).parent for path in extra if Path(path).name == kind)]
+    parents = (Path(path).parent for path in extra if Path(path).name == kind)
+    return list(dict.fromkeys([Path(folder_paths.models_dir), *parents]))
 
 
 def status(weight: WeightFile, found: State) -> str:
     """What a person should know of it, in lines."""
     uses = {True: "commercial use allowed", False: "no commercial use", None: "commercial use unclear"}
     return f"{weight.name}: {found.value}\n{weight.purpose}\n{weight.licence}; {uses[weight.commercial_use]}"
-
-
-def _weight(name: str) -> WeightFile:
-    return select(read_manifest(), [name])[0]
 
 
 def _by_hand(weight: WeightFile) -> str:
@@ -91,15 +87,8 @@ def _by_hand(weight: WeightFile) -> str:
 def _download(weight: WeightFile) -> None:
     from ..pipelines.weights.download import download
 
-    progress = None
-
-    def report(done: int, total: int | None) -> None:
-        nonlocal progress
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        progress = progress or comfy.utils.ProgressBar(total or done)
-        progress.update_absolute(done, total or done)
-
+    progress = node_progress()
     try:
-        download(weight, Path(folder_paths.models_dir), report)
+        download(weight, Path(folder_paths.models_dir), lambda done, total: progress(done, total or done))
     except (ValueError, OSError) as error:
         raise ValueError(f"Weights: {error}") from error

@@ -93,6 +93,7 @@ def chosen(options: argparse.Namespace) -> list:
 
 def run_list(options: argparse.Namespace) -> int:
     """The command ``list``."""
+    from likeness.pipelines.files import bytes_text
     from likeness.pipelines.weights.manifest import state
 
     weights = chosen(options)
@@ -113,15 +114,11 @@ def run_list(options: argparse.Namespace) -> int:
         folders = None
     for weight in weights:
         there = "" if folders is None else f"[{state(weight, folders).value}]  "
+        size = "size unknown" if weight.size is None else bytes_text(weight.size)
         uses = {True: "", False: "; no commercial use", None: "; commercial use unclear"}[weight.commercial_use]
-        print(f"{weight.name}  {there}{size_text(weight.size)}")
+        print(f"{weight.name}  {there}{size}")
         print(f"    {weight.purpose}\n    {weight.licence}{uses}")
     return 0
-
-
-def size_text(size: int | None) -> str:
-    """A size in bytes for people."""
-    return "size unknown" if size is None else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def run_check(options: argparse.Namespace) -> int:

@@ -108,6 +108,11 @@ def sha256_of_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def bytes_text(count: float) -> str:
+    """A number of bytes as people read it."""
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+
+
 def remove_leftovers(folder: str | Path, nobody_else_writes: bool = False) -> None:
     """Remove temporary files and folders right below ``folder`` whose process is gone (killed while it wrote).
 

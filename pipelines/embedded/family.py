@@ -1,6 +1,5 @@
 """The embedded models together: put into one folder in diffusers' layout, and loaded from it."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 
 from ..files import atomic_folder, write_json
 from ..weights import BaseModel, load_base_model
+from ..weights.pretrained import load_pretrained
 from . import SHIPPED
 from .architectures import SCHEDULE
 
@@ -70,19 +70,7 @@ def load_family(folder: Path = SHIPPED, dtype: torch.dtype = torch.float32) -> E
     has_faces = (folder / "face_embedder").is_dir()
     return EmbeddedFamily(
         load_base_model(folder, dtype),
-        _from_folder(CLIPTextModelWithProjection, folder / "text_encoder", dtype),
-        _from_folder(CLIPVisionModelWithProjection, folder / "image_encoder", dtype),
-        _from_folder(ConvNextModel, folder / "face_embedder", dtype) if has_faces else None,
+        load_pretrained(CLIPTextModelWithProjection, folder / "text_encoder", dtype),
+        load_pretrained(CLIPVisionModelWithProjection, folder / "image_encoder", dtype),
+        load_pretrained(ConvNextModel, folder / "face_embedder", dtype) if has_faces else None,
     )
-
-
-def _from_folder(model_class, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    try:
-        model, report = model_class.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} cannot be loaded ({error}): get the pack's files again.") from error
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} lacks {sorted(report['missing_keys'])[0]}: get the pack's files again.")
-    return model.to(dtype).eval()

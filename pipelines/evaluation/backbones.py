@@ -13,7 +13,8 @@ from torch.nn.functional import interpolate
 
 from ..embedded import SHIPPED
 from ..optional import need
-from ..weights.manifest import destination, find, read_manifest, select
+from ..weights.manifest import destination, find, named, select, shipped
+from ..weights.pretrained import load_pretrained
 from ..weights.prompts import padded_tokens
 from ..weights.tokenizer import load_tokenizer
 
@@ -92,8 +93,8 @@ def embedded_clip(folder: Path = SHIPPED) -> Backbone:
     """
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-    image = _pretrained(CLIPVisionModelWithProjection, folder / "image_encoder")
-    text = _pretrained(CLIPTextModelWithProjection, folder / "text_encoder")
+    image = load_pretrained(CLIPVisionModelWithProjection, folder / "image_encoder")
+    text = load_pretrained(CLIPTextModelWithProjection, folder / "text_encoder")
     half = (0.5, 0.5, 0.5)
     prepare = Preparation(image.config.image_size, half, half)
     return _clip(EMBEDDED, image, text, load_tokenizer(folder / "tokenizer"), prepare)
@@ -106,7 +107,8 @@ def clip(folder: Path) -> Backbone:
     """
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-    image, text = (_pretrained(kind, folder) for kind in (CLIPVisionModelWithProjection, CLIPTextModelWithProjection))
+    image = load_pretrained(CLIPVisionModelWithProjection, folder)
+    text = load_pretrained(CLIPTextModelWithProjection, folder)
     prepare = _preparation(folder, image.config.image_size, CLIP_MEAN, CLIP_SPREAD)
     return _clip(Path(folder).name, image, text, load_tokenizer(folder), prepare)
 
@@ -115,7 +117,7 @@ def dinov2(folder: Path) -> Backbone:
     """DINOv2 (Oquab et al. 2023), in a folder as transformers saves it; its class token. Raises ``ValueError``."""
     from transformers import Dinov2Model
 
-    model = _pretrained(Dinov2Model, folder)
+    model = load_pretrained(Dinov2Model, folder)
     prepare = _preparation(folder, 224, IMAGENET_MEAN, IMAGENET_SPREAD)
 
     @torch.no_grad()
@@ -208,21 +210,6 @@ def _preparation(folder: Path, size: int, mean, spread) -> Preparation:
     return Preparation(crop, tuple(said.get("image_mean", mean)), tuple(said.get("image_std", spread)))
 
 
-def _pretrained(kind, folder: Path):
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: give a folder as transformers saves {kind.__name__}.")
-    try:
-        model, report = kind.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder} cannot be loaded as {kind.__name__} ({error}): get its files again.") from error
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} lacks {sorted(report['missing_keys'])[0]}, which {kind.__name__} needs.")
-    return model.float().eval()
-
-
 @dataclass(frozen=True)
 class Network:
     """How a network is loaded from its place, and the groups of the manifest of weights that it can be."""
@@ -241,7 +228,7 @@ NETWORKS = {
 
 def place_of(group: str, models: Sequence[Path]) -> Path | None:
     """Where the files of a group of the manifest lie below one of ``models``: their folder, or the only file."""
-    weights = select(read_manifest(), [group])
+    weights = select(shipped(), [group])
     found = [find(weight, models) for weight in weights]
     if not all(found):
         return None
@@ -250,7 +237,7 @@ def place_of(group: str, models: Sequence[Path]) -> Path | None:
 
 def where_it_belongs(group: str, models: Sequence[Path]) -> str:
     """What to do about a group of the manifest that is not in place, as the end of a message."""
-    folder = destination(select(read_manifest(), [group])[0], models[0])
+    folder = destination(named(group), models[0])
     return f"the place for it is {folder}: run nodes/weights_cli.py download {group} (or get it by hand)."
 
 

@@ -91,11 +91,11 @@ def summary(found: Comparison, column: str) -> dict[str, float]:
     """count, mean, half of its 95 % interval over pictures, median, and how many are infinite and left out of these."""
     values = torch.tensor([values[column] for values in found.scores.values() if column in values]).double()
     values = values[~values.isnan()]
-    finite = values[values.isfinite()]
-    half = 1.96 * finite.std().item() / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
-    mean, median = (finite.mean().item(), finite.median().item()) if len(finite) else (math.nan, math.nan)
+    known = values[values.isfinite()]
+    half = 1.96 * known.std().item() / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    mean, median = (known.mean().item(), known.median().item()) if len(known) else (math.nan, math.nan)
     return {"count": len(values), "mean": mean, "interval": half, "median": median,
-            "infinite": len(values) - len(finite)}  # fmt: skip
+            "infinite": len(values) - len(known)}  # fmt: skip
 
 
 # ---- the page

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..files import sha256_of_file
+from ..weights.pretrained import load_pretrained
 from .align import align_faces, template
 from .backend import BackendSettings, OnStep, quiet
 from .cascade import Cascade
@@ -72,8 +73,7 @@ class EmbeddedBackend:
         folder = self._folder()
         from transformers import ConvNextModel
 
-        network = ConvNextModel.from_pretrained(folder, local_files_only=True)
-        return network.float().eval().to(self.device)
+        return load_pretrained(ConvNextModel, folder).to(self.device)
 
 
 def _aligned(image: Tensor, face: Face, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ..files import bytes_text
 from .dataset import Dataset
 from .lease import LeaseFile, leased_shards, read_leases
 
@@ -48,17 +49,13 @@ class State:
         lines += [f"    {count:>8}  {reason}" for reason, count in self.reasons.most_common()]
         if self.kept:
             whole = self.bytes / self.kept * self.dataset.total
-            lines.append(f"  size     {_megabytes(self.bytes)}, whole data set about {_megabytes(whole)}")
+            lines.append(f"  size     {bytes_text(self.bytes)}, whole data set about {bytes_text(whole)}")
         lines += [f"  shard {shard} is made by process {lease.process} on {lease.host}, {lease.kept} items so far"
                   for shard, lease in self.leased.items()]  # fmt: skip
         lines += [f"  shard {shard} was left by process {lease.process} on {lease.host}: generate makes it anew"
                   for shard, lease in self.stale.items()]  # fmt: skip
         lines += [f"  shard {shard} failed: {reason}" for shard, reason in self.failed.items()]
         return "\n".join(lines)
-
-
-def _megabytes(count: float) -> str:
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 class Survey:

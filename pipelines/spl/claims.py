@@ -14,6 +14,7 @@ from torch import Tensor
 from ..embedded.family import EmbeddedFamily
 from ..embedded.measure import image_features, text_features
 from ..filters import box_mean
+from ..metrics import clip_directional, clip_score
 from ..portraits import LIGHTINGS, Person, edited, render, sample_person
 from ..randomness import generator
 from .edit_pipeline import EditSettings, TextEditPipeline
@@ -223,11 +224,11 @@ def score_edit(family: EmbeddedFamily, picture: Tensor, source: Tensor, truth: T
     structure = score_structure(picture, source)
     after, before = image_features(family, picture * 2 - 1), image_features(family, source * 2 - 1)
     wanted, was = text_features(family, [edit.target]), text_features(family, [SOURCE_PROMPT])
-    direction = torch.nn.functional.cosine_similarity(after - before, wanted - was, dim=1)
     return {
         "spl": structure.spl, "ssim": structure.ssim, "fsim": structure.fsim, "gmsd": structure.gmsd,
-        "perceptual": perceptual_distance(family, picture, source), "clip": (after @ wanted.T)[:, 0],
-        "direction": direction, "error": 100 * (picture - truth).square().mean((1, 2, 3)).sqrt(),
+        "perceptual": perceptual_distance(family, picture, source), "clip": clip_score(after, wanted),
+        "direction": clip_directional(before, after, was, wanted),
+        "error": 100 * (picture - truth).square().mean((1, 2, 3)).sqrt(),
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Getting external weights: from the Hugging Face hub or a plain address, resumed, checked, whole or not at all."""
 
+import glob
 import logging
 import re
 import shutil
@@ -9,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ..files import DiskFullError, atomic_file, clear_disk_errors, exclusive, move_into_place, sha256_of_file
+from ..files import (
+    DiskFullError,
+    atomic_file,
+    bytes_text,
+    clear_disk_errors,
+    exclusive,
+    move_into_place,
+    sha256_of_file,
+)
 from .manifest import HUB, State, WeightFile, destination, find, state
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -125,17 +134,12 @@ def _partial(weight: WeightFile, folder: Path, remote: Remote) -> Path:
     partial = folder / f".{weight.save_as}.{remote.mark}.partial"
     if remote.size is None:  # nothing says whether the address still holds the content that was begun
         partial.unlink(missing_ok=True)
-    for old in folder.glob(f".{glob_escape(weight.save_as)}.*.partial"):
+    for old in folder.glob(f".{glob.escape(weight.save_as)}.*.partial"):
         if old != partial:
             old.unlink()
     if remote.size is not None and partial.exists() and partial.stat().st_size > remote.size:
         partial.unlink()
     return partial
-
-
-def glob_escape(name: str) -> str:
-    """A file name as a pattern that matches nothing else."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _check_room(remote: Remote, done: int, folder: Path, weight: WeightFile) -> None:
@@ -146,8 +150,8 @@ def _check_room(remote: Remote, done: int, folder: Path, weight: WeightFile) -> 
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise DiskFullError(
-            28, f"{weight.name} needs {_size(wanted)} in {folder}, {_size(free)} are free: free some space or give "
-            "another models folder; nothing was loaded",
+            28, f"{weight.name} needs {bytes_text(wanted)} in {folder}, {bytes_text(free)} are free: free some space "
+            "or give another models folder; nothing was loaded",
         )  # fmt: skip
 
 
@@ -158,7 +162,7 @@ def _get(remote: Remote, writer: _Reporting, done: int, weight: WeightFile) -> N
     if remote.size is not None and done == remote.size:
         return
     if done:
-        logger.info("%s: going on after %s.", weight.name, _size(done))
+        logger.info("%s: going on after %s.", weight.name, bytes_text(done))
     headers = {} if weight.url else build_hf_headers()
     http_get(
         remote.url, writer, resume_size=done, headers=headers, expected_size=remote.size, displayed_filename=weight.name
@@ -223,7 +227,3 @@ def _reason(weight: WeightFile, error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = f"the server answered {status}" if status else f"{type(error).__name__}: {str(error)[:200]}"
     return f"{said}. What was loaded is kept: run it again, it goes on there."
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

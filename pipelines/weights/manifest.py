@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from ..files import sha256_of_file
@@ -66,6 +67,17 @@ def read_manifest(path: Path = MANIFEST) -> list[WeightFile]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of weights ({error}): install the pack again.") from error
     return [_entry(path, entry) for entry in entries]
+
+
+@cache
+def shipped() -> tuple[WeightFile, ...]:
+    """The entries of the pack's own manifest, read once: nodes ask for them at every run."""
+    return tuple(read_manifest())
+
+
+def named(name: str) -> WeightFile:
+    """The entry of this name in the pack's own manifest, of a group its first. Raises ``ValueError``."""
+    return select(shipped(), [name])[0]
 
 
 def _entry(path: Path, entry: dict) -> WeightFile:

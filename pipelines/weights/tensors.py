@@ -36,7 +36,7 @@ def load_tensors(path: Path, convert: bool = True) -> dict[str, Tensor]:
     if path.suffix.lower() not in PICKLES:
         raise ValueError(f"{path} is no weight file (.safetensors, {', '.join(sorted(PICKLES))}): give another one.")
     converted = path.with_name(f"{path.name}.safetensors")
-    if convert and _is_of(converted, path):
+    if convert and _origin(converted) == _stamp(path):
         return _read_safetensors(converted)
     tensors = _read_pickle(path)
     if convert:
@@ -84,26 +84,19 @@ def _stamp(path: Path) -> str:
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
-def _is_of(converted: Path, source: Path) -> bool:
-    if not converted.is_file():
-        return False
+def _origin(converted: Path) -> str | None:
+    """The stamp of the pickle that a file was converted from; None for any other file, and for none."""
     try:
         with safe_open(converted, framework="pt") as file:
-            return (file.metadata() or {}).get(ORIGIN) == _stamp(source)
+            return (file.metadata() or {}).get(ORIGIN)
     except (SafetensorError, OSError):
-        return False
+        return None
 
 
 def _keep(tensors: dict[str, Tensor], converted: Path, source: Path) -> None:
-    if converted.is_file() and not _is_of(converted, source):
-        try:
-            with safe_open(converted, framework="pt") as file:
-                ours = ORIGIN in (file.metadata() or {})
-        except (SafetensorError, OSError):
-            ours = False
-        if not ours:
-            logger.warning("%s is there and no conversion of %s: it stays, and the pickle is read.", converted, source)
-            return
+    if converted.is_file() and _origin(converted) is None:
+        logger.warning("%s is there and no conversion of %s: it stays, and the pickle is read.", converted, source)
+        return
     # Tensors that share memory in a pickle cannot do so in safetensors.
     alone = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     try:

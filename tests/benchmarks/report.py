@@ -1,6 +1,8 @@
 """What the benchmarks share: the pack under its alias, peak memory, tables in README."""
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -11,6 +13,17 @@ from comfyui_environment import load_script  # noqa: E402
 
 def load_pack() -> None:
     load_script("pack").load_pack()
+
+
+def best_seconds(action: Callable[[], object], repeats: int = 3, clock=time.perf_counter) -> float:
+    """The best of ``repeats`` times by ``clock``, after one run that does not count."""
+    action()
+    taken = []
+    for _ in range(repeats):
+        start = clock()
+        action()
+        taken.append(clock() - start)
+    return min(taken)
 
 
 def reset_resident_peak() -> None:

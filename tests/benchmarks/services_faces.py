@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
-if __name__ == "__main__":
-    from report import load_pack
+from report import best_seconds, load_pack
 
 PORTRAITS, SIDE, CROPS = 32, 256, 64
 
@@ -25,7 +23,7 @@ def faces_rows() -> Iterator[tuple[str, str]]:
     from likeness.pipelines.portraits import render, sample_person
 
     photo, cascade = example_photo(), Cascade()
-    rate = 1 / processor_seconds(lambda: cascade.detect(photo[0]))
+    rate = 1 / best_seconds(lambda: cascade.detect(photo[0]), 1, time.process_time)
     yield "faces: cascade, 512x512 photo", f"{rate:.2g} pictures a second"
     truth = render([sample_person(31, number) for number in range(PORTRAITS)], SIDE)
     found = [cascade.detect(image) for image in truth.image]
@@ -34,7 +32,7 @@ def faces_rows() -> Iterator[tuple[str, str]]:
     points = truth.landmarks[:1, 0, :5].expand(CROPS, -1, -1)
     images = truth.image[:1].expand(CROPS, -1, -1, -1)
     for size in (112, 224):
-        rate = CROPS / processor_seconds(lambda size=size: align_faces(images, points, size), 3)
+        rate = CROPS / best_seconds(lambda size=size: align_faces(images, points, size), 3, time.process_time)
         yield f"faces: aligned crops of {size}x{size}", f"{rate:.3g} a second"
     yield from embedder_rows()
 
@@ -46,22 +44,11 @@ def embedder_rows() -> Iterator[tuple[str, str]]:
     backend = load_backend("embedded", BackendSettings(Path(), device="cpu"))
     images, face = torch.rand(1, 3, 128, 128), Face((40, 30, 90, 100), 1).with_landmarks()
     try:
-        taken = processor_seconds(lambda: backend.embed(images, [[face] * CROPS]))
+        taken = best_seconds(lambda: backend.embed(images, [[face] * CROPS]), 1, time.process_time)
     except ValueError:
         yield "faces: embedded embedder", "not measured: its weights are not there"
     else:
         yield "faces: embedded embedder", f"{CROPS / taken:.3g} faces a second"
-
-
-def processor_seconds(action, repeats: int = 1) -> float:
-    """Seconds of processor time for one run, the best of ``repeats`` after one that does not count."""
-    action()
-    taken = []
-    for _ in range(repeats):
-        start = time.process_time()
-        action()
-        taken.append(time.process_time() - start)
-    return min(taken)
 
 
 def quality(detected, truth, least: float) -> str:

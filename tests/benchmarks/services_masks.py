@@ -1,32 +1,19 @@
 """How fast masks are made: rows for the table of services, or alone: python tests/benchmarks/services_masks.py."""
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
-
-if __name__ == "__main__":
-    from report import load_pack
+from report import best_seconds, load_pack
 
 SIZES = (256, 1024)
 PICTURES = 4
-
-
-def seconds(action: Callable[[], object], repeats: int = 3) -> float:
-    """The best of ``repeats`` times, after one run that does not count."""
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        action()
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
 
 
 def masks_rows() -> Iterator[tuple[str, str]]:
     """(service, throughput) of every kind of mask on people of the portrait world; the pack must be loaded."""
     for size in SIZES:
         for name, (pictures, make) in services(size).items():
-            yield name, f"{pictures / seconds(make):.3g} pictures of {size}x{size} a second"
+            yield name, f"{pictures / best_seconds(make):.3g} pictures of {size}x{size} a second"
 
 
 def services(size: int) -> dict[str, tuple[int, Callable[[], object]]]:

@@ -1,26 +1,13 @@
 """How fast the scores are: rows for the table of services, or alone: python tests/benchmarks/services_scores.py."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-
-if __name__ == "__main__":
-    from report import load_pack
+from report import best_seconds, load_pack
 
 SIZE = 512
 PICTURES = 4
 SAMPLES, WIDTH = 5000, 768  # of sets of features: DINOv2 of the base size
-
-
-def seconds(action: Callable[[], object], repeats: int = 3) -> float:
-    """The best of ``repeats`` times, after one run that does not count."""
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        action()
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
 
 
 def scores_rows() -> Iterator[tuple[str, str]]:
@@ -41,7 +28,7 @@ def scores_rows() -> Iterator[tuple[str, str]]:
     words = embedded_clip()
     subject = Subject(images, source, ("a portrait",), ("a person",), torch.ones(1, 1, SIZE, SIZE))
     for score in (*pixel_scores(more=SCORES), *prompt_scores(words), clothing_score(words)):
-        rate = PICTURES / seconds(lambda score=score: score.measure(subject))
+        rate = PICTURES / best_seconds(lambda score=score: score.measure(subject))
         yield score.name, f"{rate:.3g} pictures of {SIZE}x{SIZE} a second"
     one, other = (torch.randn(SAMPLES, WIDTH, generator=draw) for _ in range(2))
     people = torch.arange(SAMPLES) // 10
@@ -51,8 +38,8 @@ def scores_rows() -> Iterator[tuple[str, str]]:
         "identity similarity within and between": lambda: class_similarities(one, people),
     }  # fmt: skip
     for name, measure in sets.items():
-        yield name, f"{seconds(measure, 1):.3g} s for 2 x {SAMPLES} features of {WIDTH}"
-    yield "t-SNE divergence", f"{seconds(lambda: tsne_divergence(one[:500], other[:500]), 1):.3g} s for 2 x 500"
+        yield name, f"{best_seconds(measure, 1):.3g} s for 2 x {SAMPLES} features of {WIDTH}"
+    yield "t-SNE divergence", f"{best_seconds(lambda: tsne_divergence(one[:500], other[:500]), 1):.3g} s for 2 x 500"
 
 
 if __name__ == "__main__":
