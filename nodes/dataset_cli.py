@@ -36,7 +36,10 @@ import environment
 import pack
 
 MODULES = ("torch", "numpy", "cv2", "PIL", "skimage", "tomlkit")
-RECIPES = {"structure_pairs": "pipelines.spl.data:StructurePairs", "portraits": "pipelines.portraits.data:Portraits"}
+RECIPES = {
+    "structure_pairs": "pipelines.spl.data:StructurePairs", "portraits": "pipelines.portraits.data:Portraits",
+    "idetail_portraits": "pipelines.idetail.world:IdetailPortraits",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
