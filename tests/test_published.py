@@ -127,9 +127,7 @@ def slow_ldm_names(shapes):
     return {place(name): name for name in shapes}
 
 
-def test_instantid_is_split_and_its_numbers_become_names(tmp_path, monkeypatch):
-    full = forms.resampler
-    monkeypatch.setattr(forms, "resampler", lambda output: full(output, layers=2, width=32))
+def test_instantid_is_split_and_its_numbers_become_names(tmp_path):
     unet = UNet2DConditionModel(
         block_out_channels=(8, 16), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4,
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, cross_attention_dim=12,
@@ -137,10 +135,10 @@ def test_instantid_is_split_and_its_numbers_become_names(tmp_path, monkeypatch):
     )  # fmt: skip
     layers = [name for name, module in unet.named_modules() if name.endswith(("attn1", "attn2"))]
     numbers = [number for number, name in enumerate(layers) if name.endswith("attn2")]
-    weights = {f"{n}.to_{p}_ip.weight": torch.full((2, 3), float(n)) for n in numbers for p in "kv"}
-    projector = real(forms.resampler(2048))
+    weights = {f"{n}.to_{p}_ip.weight": torch.full((16, 12), float(n)) for n in numbers for p in "kv"}
+    projector = real(forms.resampler(12, layers=2, width=32))
     torch.save({"image_proj": projector, "ip_adapter": weights}, tmp_path / "ip-adapter.bin")
-    image_proj, attention = split_instantid(tmp_path / "ip-adapter.bin", unet.attn_processors)
+    image_proj, attention = split_instantid(tmp_path / "ip-adapter.bin", unet)
     assert set(image_proj) == set(projector)
     assert len(attention) == 2 * len(numbers)
     order = list(unet.attn_processors)
@@ -149,7 +147,7 @@ def test_instantid_is_split_and_its_numbers_become_names(tmp_path, monkeypatch):
     weights.pop(f"{numbers[0]}.to_k_ip.weight")
     torch.save({"image_proj": projector, "ip_adapter": weights}, tmp_path / "ip-adapter.bin")
     with pytest.raises(ValueError, match=f"1 missing: {numbers[0]}.to_k_ip.weight"):
-        split_instantid(tmp_path / "ip-adapter.bin", unet.attn_processors)
+        split_instantid(tmp_path / "ip-adapter.bin", unet)
     torch.save({"lora": weights}, tmp_path / "ip-adapter.bin")
     with pytest.raises(ValueError, match="is no InstantID adapter: it holds lora"):
-        split_instantid(tmp_path / "ip-adapter.bin", unet.attn_processors)
+        split_instantid(tmp_path / "ip-adapter.bin", unet)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .architectures import Shapes
+from .architectures import Shapes, count
 from .tensors import load_tensors
 
 SHOWN = 5
@@ -194,10 +194,26 @@ def ip_adapter_names(processors: Iterable[str]) -> dict[str, str]:
     }
 
 
-def split_instantid(path: Path, processors: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(image projector, attention weights by processor name) of InstantID's ``ip-adapter.bin``.
+def resampler_like(tensors: dict[str, Tensor], output: int) -> Shapes:
+    """The shapes of the resampler whose size these tensors tell, into contexts ``output`` wide.
 
-    Raises ``ValueError`` where names or shapes differ from the published ones.
+    What they do not tell is as published, so that the tensors that lack are named.
+    """
+    sizes = {}
+    if len(latents := tensors.get("latents", torch.empty(0)).shape) == 3:
+        sizes |= {"tokens": latents[1], "width": latents[2]}
+    if len(entry := tensors.get("proj_in.weight", torch.empty(0)).shape) == 2:
+        sizes["inputs"] = entry[1]
+    if layers := count(tensors, "layers.{}."):
+        sizes["layers"] = layers
+    return resampler(output, **sizes)
+
+
+def split_instantid(path: Path, unet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(image projector, attention weights by processor name) of InstantID's ``ip-adapter.bin`` for a UNet of diffusers.
+
+    Sizes of the projector are read off its tensors; all else has to fit the UNet. Raises ``ValueError`` where names or
+    shapes differ.
     """
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     tensors = load_tensors(path)
@@ -206,12 +222,14 @@ def split_instantid(path: Path, processors: Iterable[str]) -> tuple[dict[str, Te
         if part not in parts:
             raise ValueError(f"{path} is no InstantID adapter: it holds {name}; wanted are image_proj and ip_adapter.")
         parts[part][rest] = tensor
-    check_names(parts["image_proj"], resampler(2048), f"{path} (image_proj)")
-    names = ip_adapter_names(processors)
-    check_names(
-        parts["ip_adapter"], {name: parts["ip_adapter"].get(name, torch.empty(0)).shape for name in names},
-        f"{path} (ip_adapter)",
-    )  # fmt: skip
+    width = unet.config.cross_attention_dim
+    check_names(parts["image_proj"], resampler_like(parts["image_proj"], width), f"{path} (image_proj)")
+    names, state = ip_adapter_names(unet.attn_processors), unet.state_dict()
+    shapes = {
+        name: tuple(state[place.replace(".processor.", ".").replace("_ip.", ".")].shape)
+        for name, place in names.items()
+    }  # fmt: skip
+    check_names(parts["ip_adapter"], shapes, f"{path} (ip_adapter)")
     return parts["image_proj"], {names[name]: tensor for name, tensor in parts["ip_adapter"].items()}
 
 
