@@ -172,7 +172,7 @@ def test_settings_out_of_range_are_named(change, message):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_hard_shadow_of_the_original_stays_away_and_one_of_the_edit_stays(method):
     """Against what it would be without that shadow; to exchange the finest frequencies would draw it."""
-    texture = 0.5 + 0.1 * pictures(1, 96, 96)
+    texture = 0.5 + 0.1 * pictures(1, 96, 96)[:, :1].expand(-1, 3, -1, -1)
     shadow = torch.where(torch.arange(96) < 48, 1.0, 0.4)
     plain, dark = blurred(texture, 2.0), blurred(texture, 2.0) * shadow
     chosen = RestorationSettings(method)

@@ -18,7 +18,8 @@ class Face:
     eye, nose, left and right corner of the mouth as the picture shows them, or None; landmarks_estimated: they come
     from the box and no detector has seen them; score: 0..1, how sure the detector is (not a probability, and not
     comparable between detectors); embedding: unit vector [D] or None; turn: by how many degrees the head leans
-    clockwise, where landmarks are estimated.
+    clockwise, where landmarks are estimated; length: of the embedder's own vector, before it became a unit vector
+    (InstantID reads that one).
     """
 
     box: tuple[float, float, float, float]
@@ -27,6 +28,7 @@ class Face:
     landmarks_estimated: bool = False
     embedding: Tensor | None = None
     turn: float = 0.0
+    length: float = 1.0
 
     def __post_init__(self):
         x0, y0, x1, y1 = self.box
@@ -63,9 +65,10 @@ class Face:
     def embedded(self, vector) -> "Face":
         """The face with its embedding, D numbers; ``ValueError`` where they are all zero, NaN or infinite."""
         vector = torch.as_tensor(vector).detach().float().cpu().flatten()
-        if not 0 < float(vector.norm()) < float("inf"):
-            raise ValueError(f"the embedder gave a vector of length {float(vector.norm())}: get its weights again.")
-        return replace(self, embedding=normalize(vector, dim=0))
+        length = float(vector.norm())
+        if not 0 < length < float("inf"):
+            raise ValueError(f"the embedder gave a vector of length {length}: get its weights again.")
+        return replace(self, embedding=normalize(vector, dim=0), length=length)
 
 
 CROP_MODES = ("aligned", "box")

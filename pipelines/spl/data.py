@@ -3,7 +3,6 @@
 For training and testing of what judges or restores structure. Needs photos and no model.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from ..configuration import option
+from ..generation.photos import digest_of, find_photos
 from ..generation.recipe import Rejected
-from ..images import IMAGE_EXTENSIONS, example_photo, load_image
+from ..images import example_photo, load_image
 from .damage import Damage, lossy_edit
 from .losses import intensity
 from .score import score_structure
@@ -108,26 +108,11 @@ class StructurePairs:
 
 
 def _find_photos(folder: Path | None) -> list[Path]:
-    if folder is None:
-        return [Path("astronaut")]
-    if not folder.is_dir():
-        raise ValueError(f"--photos is {folder}: no such folder.")
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
-    if not photos:
-        kinds = ", ".join(IMAGE_EXTENSIONS)
-        raise ValueError(f"--photos is {folder}: neither it nor its subfolders have a file that ends in {kinds}.")
-    for name in (str(photo.relative_to(folder)) for photo in photos):
-        if name.encode(errors="replace").decode() != name:
-            raise ValueError(f"--photos has a file named {name!r}, which is no UTF-8: rename it, items tell its name.")
-    return photos
+    return [Path("astronaut")] if folder is None else find_photos(folder)
 
 
 def _digest(folder: Path | None, photos: list[Path]) -> str:
-    """Names and sizes tell photos apart well enough, and quickly for many."""
-    if folder is None:
-        return "astronaut"
-    lines = [f"{photo.relative_to(folder).as_posix()} {photo.stat().st_size}" for photo in photos]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return "astronaut" if folder is None else digest_of(folder, photos)
 
 
 def _load_photo(path: Path | None) -> torch.Tensor:
