@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .detail_restore import DetailRestore
 from .faces import DetectFaces, FaceCrop, IdentityFromFaces, LoadIdentity, PasteFaceBack, SaveIdentity
 from .masks import CleanMask, MaskEdgeBand, SoftenMask, UpsampleMaskToEdges
 from .models import LoadEmbeddedPortraitModel
@@ -23,4 +24,5 @@ class LikenessExtension(ComfyExtension):
             Weights, PortraitScores, KeepBest,
             DetectFaces, FaceCrop, PasteFaceBack, IdentityFromFaces, SaveIdentity, LoadIdentity,
             ForegroundMask, ClothingMask, FaceMask, SplitPeopleMask, SoftenMask, CleanMask, MaskEdgeBand,
+            DetailRestore,
         ]  # fmt: skip

@@ -26,6 +26,7 @@ NAMES = (
     "Weights", "PortraitScores", "KeepBest",
     "DetectFaces", "FaceCrop", "PasteFaceBack", "IdentityFromFaces", "SaveIdentity", "LoadIdentity",
     "ForegroundMask", "ClothingMask", "FaceMask", "SplitPeopleMask", "SoftenMask", "CleanMask", "MaskEdgeBand",
+    "DetailRestore",
 )  # fmt: skip
 NODES = {f"Likeness{name}" for name in NAMES}
 REFINE = json.loads((WORKFLOWS / "structure_refine_api.json").read_text(encoding="utf-8"))

@@ -1,0 +1,28 @@
+"""Photos that a recipe reads: a folder of them, and what tells it from another one."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..images import IMAGE_EXTENSIONS
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """All pictures of ``folder`` and its subfolders, by name. Raises ``ValueError`` saying what to change."""
+    if not folder.is_dir():
+        raise ValueError(f"--photos is {folder}: no such folder.")
+    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+    if not photos:
+        kinds = ", ".join(IMAGE_EXTENSIONS)
+        raise ValueError(f"--photos is {folder}: neither it nor its subfolders have a file that ends in {kinds}.")
+    for name in (str(photo.relative_to(folder)) for photo in photos):
+        if name.encode(errors="replace").decode() != name:
+            raise ValueError(f"--photos has a file named {name!r}, which is no UTF-8: rename it, items tell its name.")
+    return photos
+
+
+def digest_of(folder: Path, files: Sequence[Path]) -> str:
+    """Names, those below ``folder`` with their folders, and sizes: they tell files apart well enough, and quickly."""
+    names = [file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name for file in files]
+    lines = [f"{name} {file.stat().st_size}" for name, file in zip(names, files, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
