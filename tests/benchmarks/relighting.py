@@ -3,9 +3,9 @@
     python tests/benchmarks/relighting.py [--side 1024] [--training-side 512] [--readme]
 
 A model of KOALA-700M's size with random weights, once with its four channels and once with nine and a merged adapter.
-On a GPU whole pictures are timed; on a CPU a picture takes an hour, so its parts are timed in turns and added up: a call
-of the UNet, encoding and decoding by the VAE, the mask. A training step is timed with everything encoded beforehand, as
-the trainer has it, and with input, target and prompt encoded in the step, as loops without a cache have it.
+The parts of a picture are timed in turns and added up, because a whole one takes an hour on a CPU: a call of the UNet,
+encoding and decoding by the VAE, the mask. A training step is timed with everything encoded beforehand, as the trainer
+has it, and with input, target and prompt encoded in the step, as loops without a cache have it.
 """
 
 import argparse
@@ -85,8 +85,9 @@ def inference(side: int, device: str, dtype: torch.dtype, repeats: int) -> str:
     after = 2 * STEPS * parts["relit"] + parts["encode"] + parts["mask"] + parts["decode"]
     told = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items())
     return (
-        f"Relighting at {side}x{side}, {STEPS} steps with guidance: {after:.4g} s a picture, the plain text-to-image run "
-        f"of the same model {before:.4g} s: {100 * (after / before - 1):.1f} % on top (a call or part each: {told})."
+        f"Relighting at {side}x{side}, {STEPS} steps with guidance: {after:.4g} s a picture, the plain text-to-image "
+        f"run of the same model {before:.4g} s: {100 * (after / before - 1):.1f} % on top (a call or part each: "
+        f"{told})."
     )
 
 
