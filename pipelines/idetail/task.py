@@ -208,7 +208,7 @@ class RelightTask(BaseModelTask):
             tensors, title=path.stem, facts=facts, resolution=settings.resolution, rank=rank, alpha=alpha,
             convolutions=True, caption_dropout=settings.caption_dropout,
         )  # fmt: skip
-        save_lora(path, tensors, {**metadata, ORDER: settings.order, "likeness_data": facts["data"]})
+        save_lora(path, tensors, {**metadata, ORDER: settings.order, **{name: facts[name] for name in ("data", "date")}})
         return path
 
 
