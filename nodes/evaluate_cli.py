@@ -10,7 +10,7 @@ examples
   python nodes/evaluate_cli.py score edit.png --source photo.png --prompt "a portrait at golden hour" --json scores.json
   python nodes/evaluate_cli.py compare generated real --output results --features dinov2 --models ComfyUI/models
   python nodes/evaluate_cli.py claims spl --people 100 --output results
-  python nodes/evaluate_cli.py claims idetail --data data/people --conv-in runs/conv/conv_in.safetensors --output results
+  python nodes/evaluate_cli.py claims idetail --data data/people --conv-in runs/conv/conv_in.safetensors --output out
   python nodes/evaluate_cli.py embedded --autoencoder runs/vae/vae --clip runs/clip/clip --text-to-image runs/unet/unet
     --face-embedder runs/face/face --judge runs/judge/judge --held-out data/held --output models/portrait
   python nodes/evaluate_cli.py embedded --judge runs/judge/judge --held-out data/held --measure models/portrait

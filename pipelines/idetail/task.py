@@ -208,7 +208,8 @@ class RelightTask(BaseModelTask):
             tensors, title=path.stem, facts=facts, resolution=settings.resolution, rank=rank, alpha=alpha,
             convolutions=True, caption_dropout=settings.caption_dropout,
         )  # fmt: skip
-        save_lora(path, tensors, {**metadata, ORDER: settings.order, **{name: facts[name] for name in ("data", "date")}})
+        origin = {name: facts[name] for name in ("data", "date")}
+        save_lora(path, tensors, {**metadata, **origin, ORDER: settings.order})
         return path
 
 
