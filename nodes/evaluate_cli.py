@@ -1,6 +1,7 @@
 """Measures: python nodes/evaluate_cli.py COMMAND ...
 
   claims     re-run a paper's claims on the portrait world, where the truth about every edit is known
+  adapter    measure a method's adapter for the embedded models and write its card beside it
   embedded   put the embedded models together from the exports of their training, measure them, write their card
   score      scores of pictures: against a source, a prompt, a person, a mask of the clothes
   compare    a folder of pictures against another: each picture, and both folders as wholes; CSV, JSON, HTML page
@@ -9,6 +10,7 @@ examples
   python nodes/evaluate_cli.py score edit.png --source photo.png --prompt "a portrait at golden hour" --json scores.json
   python nodes/evaluate_cli.py compare generated real --output results --features dinov2 --models ComfyUI/models
   python nodes/evaluate_cli.py claims spl --people 100 --output results
+  python nodes/evaluate_cli.py claims idetail --data data/people --conv-in runs/conv/conv_in.safetensors --output out
   python nodes/evaluate_cli.py embedded --autoencoder runs/vae/vae --clip runs/clip/clip --text-to-image runs/unet/unet
     --face-embedder runs/face/face --judge runs/judge/judge --held-out data/held --output models/portrait
   python nodes/evaluate_cli.py embedded --judge runs/judge/judge --held-out data/held --measure models/portrait
@@ -48,8 +50,9 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="{claims,embedded,score,compare}")
+    commands = parser.add_subparsers(required=True, metavar="{claims,adapter,embedded,score,compare}")
     _add_claims(commands)
+    _add_adapter(commands)
     _add_score(commands)
     _add_compare(commands)
     embedded = commands.add_parser("embedded", help="put together, measure and describe the embedded models")
@@ -70,14 +73,38 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_claims(commands) -> None:
     claims = commands.add_parser("claims", help="re-run a paper's claims on the portrait world")
-    claims.set_defaults(run=run_claims)
-    claims.add_argument("method", choices=("spl",))
+    methods = claims.add_subparsers(required=True, metavar="{spl,idetail}")
+    spl = methods.add_parser("spl", help="structure preservation")
+    spl.set_defaults(run=run_claims_spl, method="spl")
+    _add_claims_settings(spl, people=100)
+    spl.add_argument("--steps", type=int, default=15, help="sampling steps of an edit (default: 15)")
+    spl.add_argument("--batch", type=int, default=20, help="pictures edited at once (default: 20)")
+    idetail = methods.add_parser("idetail", help="relighting: trains every row first, or goes on with it")
+    idetail.set_defaults(run=run_claims_idetail, method="idetail")
+    _add_claims_settings(idetail, people=20)
+    idetail.add_argument("--data", type=Path, required=True, help="data set of `generate idetail_portraits`")
+    idetail.add_argument("--conv-in", type=Path, required=True, help="file that idetail-conv-in exported")
+    idetail.add_argument("--steps", type=int, default=200, help="training steps of each row (default: 200)")
+    idetail.add_argument("--rows", nargs="*", help="only rows whose name begins so (default: all)")
+
+
+def _add_adapter(commands) -> None:
+    adapter = commands.add_parser("adapter", help="measure a method's adapter for the embedded models, write its card")
+    adapter.set_defaults(run=run_adapter_idetail)
+    adapter.add_argument("method", choices=("idetail",))
+    adapter.add_argument("--conv-in", type=Path, required=True, help="file that idetail-conv-in exported")
+    adapter.add_argument("--relight", type=Path, required=True, help="file that idetail-lora exported")
+    adapter.add_argument("--output", type=Path, required=True, help="folder that gets both, the card and the metrics")
+    adapter.add_argument("--models", type=Path, help="folder of the embedded models (default: those of this pack)")
+    adapter.add_argument("--people", type=int, default=20, help="how many held-out people (default: 20)")
+    adapter.add_argument("--population", type=int, default=2, help="seed of the people (default: 2)")
+
+
+def _add_claims_settings(claims, people: int) -> None:
     claims.add_argument("--output", type=Path, required=True, help="folder for the report and all scores")
     claims.add_argument("--models", type=Path, help="folder of the embedded models (default: those of this pack)")
-    claims.add_argument("--people", type=int, default=100, help="how many held-out people (default: 100)")
+    claims.add_argument("--people", type=int, default=people, help=f"how many held-out people (default: {people})")
     claims.add_argument("--population", type=int, default=2, help="seed of the people (default: 2)")
-    claims.add_argument("--steps", type=int, default=15, help="sampling steps of an edit (default: 15)")
-    claims.add_argument("--batch", type=int, default=20, help="pictures edited at once (default: 20)")
     claims.add_argument("--readme", action="store_true", help="also put the report into README.md")
 
 
@@ -190,23 +217,84 @@ def _panel(options: argparse.Namespace):
     return Panel(portrait_scores(models, words, faces and faces.embedder, SCORES, clothes), features, faces)
 
 
-def run_claims(options: argparse.Namespace) -> int:
-    """The command ``claims``: report.md and scores.json in the output folder."""
+def run_claims_spl(options: argparse.Namespace) -> int:
+    """The command ``claims spl``."""
     from likeness.pipelines.embedded import SHIPPED
     from likeness.pipelines.embedded.family import load_family
-    from likeness.pipelines.files import write_between, write_json, write_text
     from likeness.pipelines.spl.claims import ClaimsSettings, claims_report, measure_claims
     from likeness.pipelines.spl.edit_pipeline import EditSettings
 
-    if options.people < 2:
-        raise ValueError(f"--people is {options.people}: give at least 2, intervals are over people.")
+    _check_people(options)
     settings = ClaimsSettings(
         options.people, options.population, options.batch, edit=EditSettings(steps=options.steps)
     )
     found = measure_claims(
         load_family(options.models or SHIPPED), settings, lambda done, total: _show("edits", done, total)
     )
-    report = claims_report(found, settings)
+    return _write_claims(options, claims_report(found, settings), found)
+
+
+def run_claims_idetail(options: argparse.Namespace) -> int:
+    """The command ``claims idetail``: rows are trained in OUTPUT/runs, where a stopped one goes on."""
+    from likeness.pipelines.embedded import SHIPPED
+    from likeness.pipelines.embedded.family import load_family
+    from likeness.pipelines.idetail import claims
+
+    _check_people(options)
+    models = options.models or SHIPPED
+    settings = claims.ClaimsSettings(
+        options.data, options.conv_in, options.output / "runs", models, options.steps, people=options.people,
+        population=options.population,
+    )  # fmt: skip
+    rows = [row for row in claims.ROWS if options.rows is None or row.name.startswith(tuple(options.rows))]
+    files: dict[str, Path | None] = {claims.BASE: None}
+    for row in rows:
+        print(row.name, flush=True)
+        file = claims.train_row(row, settings)
+        if file is None:
+            return 0
+        files[row.name] = file
+    family = load_family(models)
+    found = claims.measure(family, files, settings, lambda done, total: _show("relighting", done, total))
+    more = {}
+    if claims.FULL in files:
+        more = claims.measure_more(
+            family, files[claims.FULL], settings, lambda done, total: _show("several people", done, total)
+        )
+    return _write_claims(options, claims.claims_report(found, more, settings), {**found, **more})
+
+
+def run_adapter_idetail(options: argparse.Namespace) -> int:
+    """The command ``adapter idetail``."""
+    from likeness.pipelines.embedded import SHIPPED
+    from likeness.pipelines.embedded.family import load_family
+    from likeness.pipelines.idetail import claims
+    from likeness.pipelines.idetail.card import ship
+    from likeness.pipelines.idetail.prompts import EFFECTS
+
+    _check_people(options)
+    models = options.models or SHIPPED
+    settings = claims.ClaimsSettings(
+        options.output, options.conv_in, options.output, models, people=options.people, population=options.population,
+        effects=tuple(EFFECTS),
+    )  # fmt: skip
+    name = "this adapter"
+    found = claims.measure(load_family(models), {claims.BASE: None, name: options.relight}, settings,
+                           lambda done, total: _show("relighting", done, total))  # fmt: skip
+    found |= claims.split_by_training(found, name, settings.effects)
+    ship({"conv_in": options.conv_in, "relight": options.relight}, options.output, found, settings)
+    print((options.output / "README.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def _check_people(options: argparse.Namespace) -> None:
+    if options.people < 2:
+        raise ValueError(f"--people is {options.people}: give at least 2, intervals are over people.")
+
+
+def _write_claims(options: argparse.Namespace, report: str, found) -> int:
+    from likeness.pipelines.files import write_between, write_json, write_text
+
     options.output.mkdir(parents=True, exist_ok=True)
     write_text(options.output / "report.md", report + "\n")
     scores = {row: {name: values.tolist() for name, values in columns.items()} for row, columns in found.items()}

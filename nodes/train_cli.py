@@ -34,6 +34,8 @@ import pack
 # Name: (module, class) below the pack; imported only when asked for.
 TASKS = {
     "lora": ("pipelines.training.lora_task", "LoraFineTune"),
+    "idetail-conv-in": ("pipelines.idetail.task", "TrainConvIn"),
+    "idetail-lora": ("pipelines.idetail.task", "TrainRelight"),
     "embedded-autoencoder": ("pipelines.embedded.autoencoder", "TrainAutoencoder"),
     "embedded-clip": ("pipelines.embedded.clip", "TrainClip"),
     "embedded-text-to-image": ("pipelines.embedded.text_to_image", "TrainTextToImage"),

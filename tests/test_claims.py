@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from likeness.pipelines.embedded.family import load_family
+from likeness.pipelines.evaluation.claims import interval
 from likeness.pipelines.portraits import render
 from likeness.pipelines.randomness import generator
 from likeness.pipelines.spl import StructureSettings, preserve_structure, structure_loss
@@ -20,7 +21,6 @@ from likeness.pipelines.spl.claims import (
     descend,
     dissimilarity,
     edited_by_rows,
-    interval,
     measure_claims,
     one_direction,
     plain_person,

@@ -230,8 +230,11 @@ def unet(tmp_path):
 
 def test_layers_that_get_an_adapter(unet):
     every = {name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    attention, convolution, everything = (set(target_layers(unet, layers)) for layers in LAYERS)
+    attention, convolution, idetail, everything = (set(target_layers(unet, layers)) for layers in LAYERS)
     assert attention < convolution < everything == every
+    assert everything - idetail == {
+        name for name in every if name in ("conv_in", "conv_out") or name.endswith(("proj_in", "proj_out", "emb_proj"))
+    }
     assert {name.split(".")[-2] for name in attention if "attn" in name} >= {"attn1", "attn2", "to_out"}
     assert everything - convolution == {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"}
 

@@ -6,6 +6,7 @@
 ``ranking``    the best of a batch, and pictures with their scores drawn below
 ``folders``    one folder of pictures against another: a pass over both, picture by picture
 ``sets``       scores of both folders as wholes
+``claims``     tables of a method's variants with intervals, and whether a claim holds
 ``report``     CSV, JSON and one HTML page of what was found; ``plots`` its drawings
 
 The scores themselves are ``metrics``. A method's own score, such as SPL, is handed in by whoever knows the method.

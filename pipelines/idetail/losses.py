@@ -7,7 +7,7 @@ a mean over all elements (the paper leaves the reduction open), the identity los
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import l1_loss, mse_loss, smooth_l1_loss
+from torch.nn.functional import mse_loss, smooth_l1_loss
 
 EPSILON = 1e-8
 
@@ -28,46 +28,49 @@ def estimate_clean(noisy: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tens
     return (noisy.float() - (1 - signal).sqrt() * noise.float()) / signal.sqrt()
 
 
-def identity_loss(clean: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    """1 - cosine of the foregrounds of the estimate and of the *input* latent (section 4.4, L_id).
+def identity_loss(clean: Tensor, source: Tensor, mask: Tensor, weigh: Tensor | None = None) -> Tensor:
+    """1 - cosine of the foregrounds of the estimate and of the *input* latent (equation 2).
 
     A sample without foreground counts as 0: it has no identity to keep. Blind to a common factor of the latent.
     """
     one, other = (mask * clean).flatten(1).float(), (mask * source).flatten(1).float()
-    norms = one.norm(dim=1) * other.norm(dim=1)
-    cosine = (one * other).sum(1) / (norms + EPSILON)
-    return ((1 - cosine) * has_foreground(mask)).mean()
+    cosine = (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1) + EPSILON)
+    return _mean((1 - cosine) * (mask.flatten(1).amax(1) > 0), weigh)
 
 
-def foreground_loss(clean: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Smooth L1 with threshold 1 between the foregrounds of estimate and target (L_fg)."""
-    return smooth_l1_loss((mask * clean).float(), (mask * target).float(), beta=1.0)
+def foreground_loss(clean: Tensor, target: Tensor, mask: Tensor, weigh: Tensor | None = None) -> Tensor:
+    """Smooth L1 with threshold 1 between the foregrounds of estimate and target (equation 3)."""
+    errors = smooth_l1_loss((mask * clean).float(), (mask * target).float(), beta=1.0, reduction="none")
+    return _mean(errors.mean((1, 2, 3)), weigh)
 
 
-def background_loss(clean: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """L1 between the backgrounds (L_bg; the printed equation lacks the absolute value, its text has it)."""
-    return l1_loss(((1 - mask) * clean).float(), ((1 - mask) * target).float())
+def background_loss(clean: Tensor, target: Tensor, mask: Tensor, weigh: Tensor | None = None) -> Tensor:
+    """L1 between the backgrounds (equation 4, which lacks the absolute value that its text has)."""
+    return _mean(((1 - mask) * (clean - target)).float().abs().mean((1, 2, 3)), weigh)
 
 
 def noise_loss(estimate: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the noise (L_noise)."""
+    """Mean squared error of the noise (equation 5)."""
     return mse_loss(estimate.float(), noise.float())
 
 
-def has_foreground(mask: Tensor) -> Tensor:
-    """1 for each sample whose mask covers anything, else 0: ``[B]`` float32."""
-    return (mask.flatten(1).amax(1) > 0).float()
+def _mean(losses: Tensor, weigh: Tensor | None) -> Tensor:
+    return losses.mean() if weigh is None else (losses * weigh).mean()
 
 
 def relight_losses(
     noise_estimate: Tensor, noise: Tensor, clean_estimate: Tensor, source: Tensor, target: Tensor, mask: Tensor,
-    weights: LossWeights,
+    weights: LossWeights, weigh: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The weighted losses by name; their sum is the paper's equation 6."""
+    """The weighted losses by name; their sum is the paper's equation 6.
+
+    ``weigh`` ``[B]``: a factor of each sample on the three losses of the clean estimate, for other weights of noise
+    levels than the paper's.
+    """
     losses = {
-        "identity": (weights.identity, lambda: identity_loss(clean_estimate, source, mask)),
-        "foreground": (weights.foreground, lambda: foreground_loss(clean_estimate, target, mask)),
-        "background": (weights.background, lambda: background_loss(clean_estimate, target, mask)),
+        "identity": (weights.identity, lambda: identity_loss(clean_estimate, source, mask, weigh)),
+        "foreground": (weights.foreground, lambda: foreground_loss(clean_estimate, target, mask, weigh)),
+        "background": (weights.background, lambda: background_loss(clean_estimate, target, mask, weigh)),
         "noise": (weights.noise, lambda: noise_loss(noise_estimate, noise)),
     }
     return {name: weight * loss() for name, (weight, loss) in losses.items() if weight}

@@ -4,13 +4,20 @@ Every data set of this method (``world.py``, ``photo_data.py``) holds one pictur
 ``mask.png``, its prompt ``txt``, and a ``json`` with ``person`` (who), ``role`` and ``prompt`` (its name).
 """
 
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
 from ..generation.reader import DatasetReader
 from ..generation.recipe import decode
+from ..images import load_image
+from ..training.image_folder import cover_crop, scan_folder
 
 ORIGINAL, INPUT, TARGET = "original", "input", "target"
 # "outputs": the paper's, a person's generated input against its generated target; "direct": the photo against the
@@ -20,13 +27,14 @@ PAIRINGS = ("outputs", "direct")
 
 @dataclass(frozen=True)
 class Take:
-    """One picture of a data set: its place there, a name that stays, who is on it and what was asked for."""
+    """One picture of a data set: its place there, a name that stays, who is on it, what was asked for, ``(H, W)``."""
 
     place: int
     key: str
     person: str
     role: str
     caption: str
+    size: tuple[int, int]
 
 
 class Takes:
@@ -42,8 +50,11 @@ class Takes:
         """What tells this data set from all others."""
         return self.reader.dataset.fingerprint
 
-    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> "Takes":
-        """Read captions and truth; ``progress(done, total)`` may raise to stop."""
+    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+        """Read captions and truth; returns what is wrong. ``progress(done, total)`` may raise to stop.
+
+        Raises ``ValueError`` for a data set of another kind.
+        """
         for place in range(len(self.list), len(self.reader)):
             key, files = self.reader.read_bytes(place)
             lacking = [name for name in ("png", "mask.png", "txt", "json") if name not in files]
@@ -53,9 +64,10 @@ class Takes:
                     "idetail` or `generate idetail_portraits` made."
                 )
             truth = decode("json", files["json"])
-            self.list.append(Take(place, key, str(truth["person"]), truth["role"], decode("txt", files["txt"])))
+            words, size = decode("txt", files["txt"]), picture_size(files["png"])
+            self.list.append(Take(place, key, str(truth["person"]), truth["role"], words, size))
             progress(place + 1, len(self.reader))
-        return self
+        return []
 
     def files(self, take: Take) -> dict:
         """The decoded files of a take by extension."""
@@ -71,6 +83,49 @@ class Takes:
             raise ValueError(f"{self.folder} shows {len(of_person)} people, {people} were asked for: generate more.")
         chosen = list(of_person.values())[:people]
         return [pair for takes in chosen for pair in pairs_of(takes, pairing)]
+
+
+class CaptionedFolder:
+    """A folder of pictures with captions as takes of nobody in particular, for stage 1."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.fingerprint = folder, "folder"
+        self.list: list[Take] = []
+
+    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+        """Look at every picture; returns what is wrong. ``progress(done, total)`` may raise to stop."""
+        found = scan_folder(self.folder, progress)
+        errors, self._paths = list(found.errors), []
+        for picture in found.pictures:
+            if picture.caption is None:
+                errors.append(f"{picture.path} has no caption: write {picture.path.with_suffix('.txt').name}.")
+                continue
+            self._paths.append(picture.path)
+            place, name = len(self.list), picture.path.name
+            self.list.append(Take(place, picture.checksum, name, TARGET, picture.caption, picture.size))
+        return errors
+
+    def files(self, take: Take) -> dict[str, Tensor]:
+        """The picture, and the empty mask that stage 1 knows."""
+        picture = load_image(self._paths[take.place])[0]
+        return {"png": picture, "mask.png": torch.zeros_like(picture[:1])}
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """``(H, W)`` from the head of a picture's file."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.height, picture.width
+
+
+def fitted(image: Tensor, bucket: tuple[int, int]) -> Tensor:
+    """A picture or mask ``[C, H, W]`` in 0..1, resized to cover ``bucket`` ``(H, W)`` and cropped around its centre."""
+    if tuple(image.shape[1:]) == tuple(bucket):
+        return image
+    resized, (top, left) = cover_crop(tuple(image.shape[1:]), bucket)
+    image = interpolate(image[None], size=resized, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return image[:, top : top + bucket[0], left : left + bucket[1]]
 
 
 def pairs_of(takes: Iterable[Take], pairing: str) -> list[tuple[Take, Take]]:

@@ -4,7 +4,6 @@ Every person is edited by every ``EDITS`` under every ``ROWS``. The rows of one 
 steps before structure preservation begins, so a difference between two rows is that of their losses alone.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..embedded.family import EmbeddedFamily
 from ..embedded.measure import image_features, text_features
+from ..evaluation.claims import claims_table, verdict
 from ..filters import box_mean
 from ..metrics import clip_directional, clip_score
 from ..portraits import LIGHTINGS, Person, edited, render, sample_person
@@ -247,23 +247,6 @@ def perceptual_distance(family: EmbeddedFamily, one: Tensor, other: Tensor) -> T
 # ---- the table
 
 
-def interval(values: Tensor) -> tuple[float, float]:
-    """Mean of [people, edits] and half of its 95 % interval; edits of one person count as one observation."""
-    people = values.mean(1)
-    half = 1.96 * people.std().item() / math.sqrt(len(people)) if len(people) > 1 else math.inf
-    return people.mean().item(), half
-
-
-def claims_table(found: dict[str, dict[str, Tensor]]) -> str:
-    """Markdown: a row each variant, mean and 95 % interval."""
-    heads = [f"{heading} {'↑' if higher else '↓'}" for heading, higher in COLUMNS.values()]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for row, columns in found.items():
-        cells = ["{:.3f} ± {:.3f}".format(*interval(columns[name])) for name in COLUMNS]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def verdicts(found: dict[str, dict[str, Tensor]]) -> list[str]:
     """Each claim of the paper in one line, with whether it holds here: paired differences over people."""
     checks = (
@@ -282,15 +265,7 @@ def verdicts(found: dict[str, dict[str, Tensor]]) -> list[str]:
         ("the edit comes nearer to the exact truth than with MSE in SPL's place", "+ SPL + post-processing",
          "MSE instead, + post-processing", "error"),
     )  # fmt: skip
-    return [_verdict(found, *check) for check in checks]
-
-
-def _verdict(found, claim: str, better: str, worse: str, column: str, margin: float = 0.0) -> str:
-    """``margin``: a loss that still counts as none."""
-    sign = 1 if COLUMNS[column][1] else -1
-    gain, half = interval(sign * (found[better][column] - found[worse][column]))
-    word = "holds" if gain - half > -margin else "DOES NOT HOLD" if gain + half < -margin else "not decided"
-    return f"- {word}: {claim}; gain {gain:.3f} ± {half:.3f}"
+    return [verdict(found, COLUMNS, *check) for check in checks]
 
 
 def claims_report(found: dict[str, dict[str, Tensor]], settings: ClaimsSettings, edits: Sequence[Edit] = EDITS) -> str:
@@ -302,4 +277,4 @@ def claims_report(found: dict[str, dict[str, Tensor]], settings: ClaimsSettings,
         "changes the light or the expression alone. MSE, SSIM and the one-directional loss run at SPL's own weight, "
         "rate and number of steps, not tuned for each."
     )
-    return "\n".join([note, "", claims_table(found), "", *verdicts(found)])
+    return "\n".join([note, "", claims_table(found, COLUMNS), "", *verdicts(found)])

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 
 from ..images import check_image, check_mask
 from ..masks import MaskUpsampling
+from ..vae_pictures import VaePictures
 from ..weights.prompts import encode_prompts
 from .attention_control import SOURCE, TARGET, AttentionControl, AttentionSettings
 from .guidance import StructureGuidance
@@ -20,7 +21,6 @@ from .inversion import (
     virtual_inversion_estimate,
 )
 from .optimise import preserve_structure
-from .pictures import VaePictures
 from .prompts import PromptTokens, read_prompt
 from .settings import StructureSettings
 from .unet_control import EditModel, EditRun

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 
+from ..euler import clean_from_output, euler_schedule, euler_steps, guided, scaled
 from ..images import check_image, check_mask
+from ..vae_pictures import VaePictures
 from ..weights.prompts import padded_tokens
 from .guidance import StructureGuidance
 from .optimise import preserve_structure
-from .pictures import VaePictures
 from .settings import StructureSettings
 
 
@@ -58,7 +59,7 @@ class StructureGuidedImg2ImgPipeline(VaePictures, DiffusionPipeline):
         source = source.to(self.unet.device)
         if mask is not None:
             mask = self._cropped(check_mask(mask, tuple(image.shape[-2:]), image.shape[0]))
-        sigmas, timesteps = self._schedule(steps, strength)
+        sigmas, timesteps = euler_schedule(self.scheduler, steps, strength, self.unet.device)
         guidance = None
         clean = self.encode(source)
         if settings is not None:
@@ -72,43 +73,27 @@ class StructureGuidedImg2ImgPipeline(VaePictures, DiffusionPipeline):
         return preserve_structure(result, source, mask, settings) if settings is not None and refine else result
 
     def sample(self, x, sigmas, timesteps, embeddings, guidance_scale, guidance=None, on_step=None) -> torch.Tensor:
-        """Euler steps from noise level sigmas[0] (Karras et al. 2022, algorithm 2 without churn).
+        """Euler steps from noise level sigmas[0].
 
         ``x``: noisy latent ``[B, 4, h, w]`` float32, signal plus sigma times noise; ``sigmas``: ``[T+1]`` falling;
         ``timesteps``: ``[T]``; ``embeddings``: (negative, positive), each ``[B, tokens, width]``.
         """
-        steps = len(timesteps)
-        for i, timestep in enumerate(timesteps):
-            sigma = sigmas[i]
-            x0 = self._predict_clean(x, sigma, timestep, embeddings, guidance_scale)
-            if guidance is not None:
-                x0 = guidance.refine(x0, float(sigma), self.decode, self.encode)
-            x = x + (x - x0) / sigma * (sigmas[i + 1] - sigma)
-            if on_step is not None:
-                on_step(i + 1, steps)
-        return x
+
+        def predict_clean(x, sigma, step):
+            x0 = self._predict_clean(x, sigma, timesteps[step], embeddings, guidance_scale)
+            return x0 if guidance is None else guidance.refine(x0, float(sigma), self.decode, self.encode)
+
+        return euler_steps(predict_clean, x, sigmas, on_step)
 
     def _predict_clean(self, x, sigma, timestep, embeddings, guidance_scale) -> torch.Tensor:
         negative, positive = embeddings
-        scaled = (x / (sigma**2 + 1).sqrt()).to(self.unet.dtype)
+        given = scaled(x, sigma).to(self.unet.dtype)
         if guidance_scale == 1:
-            output = self.unet(scaled, timestep, encoder_hidden_states=positive).sample.float()
+            output = self.unet(given, timestep, encoder_hidden_states=positive).sample.float()
         else:
-            both = self.unet(torch.cat([scaled] * 2), timestep, encoder_hidden_states=torch.cat([negative, positive]))
-            unconditional, conditional = both.sample.float().chunk(2)
-            output = unconditional + guidance_scale * (conditional - unconditional)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
-        return x - sigma * output
-
-    def _schedule(self, steps: int, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength is {strength}: use a fraction of the schedule above 0 and up to 1.")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}: use at least 1.")
-        total = int(steps / strength)
-        self.scheduler.set_timesteps(total, device=self.unet.device)
-        return self.scheduler.sigmas[-steps - 1 :].to(self.unet.device), self.scheduler.timesteps[-steps:]
+            both = self.unet(torch.cat([given] * 2), timestep, encoder_hidden_states=torch.cat([negative, positive]))
+            output = guided(*both.sample.float().chunk(2), guidance_scale)
+        return clean_from_output(x, sigma, output, self.scheduler.config.prediction_type)
 
     def _embed(self, negative: str | list[str], prompt: str | list[str], batch: int):
         def embed(texts):

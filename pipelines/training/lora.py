@@ -9,25 +9,31 @@ from torch import Tensor, nn
 from ..randomness import seed_of
 from ..weights.checks import save_finite
 
-LAYERS = ("attention", "attention+convolution", "all")
+LAYERS = ("attention", "attention+convolution", "idetail", "all")
+_IDETAIL = (
+    *(".to_q", ".to_k", ".to_v", ".to_out.0", ".ff.net.0.proj", ".ff.net.2"),
+    *(".conv1", ".conv2", ".conv_shortcut", "samplers.0.conv"),
+    *("time_embedding.linear_1", "time_embedding.linear_2"),
+)
 
 
 def target_layers(unet: nn.Module, layers: str) -> list[str]:
     """Names of the layers that get an adapter.
 
     attention: every linear layer and 1x1 convolution of the transformer blocks; attention+convolution: those of the
-    residual, down- and upsampling blocks too; all: every linear layer and convolution there is.
+    residual, down- and upsampling blocks too; idetail: projections of attention, feed-forward, convolutions of the
+    residual blocks and samplers, and the time embedding, which is what the parameter counts printed by IDetail
+    (section 5) mean; all: every linear layer and convolution there is.
     """
     parts = {
         "attention": (".attentions.",),
         "attention+convolution": (".attentions.", ".resnets.", ".downsamplers.", ".upsamplers."),
         "all": ("",),
-    }[layers]
-    return [
-        name
-        for name, module in unet.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and any(part in f".{name}." for part in parts)
-    ]
+    }
+    layers_of = [name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    if layers == "idetail":
+        return [name for name in layers_of if name.endswith(_IDETAIL)]
+    return [name for name in layers_of if any(part in f".{name}." for part in parts[layers])]
 
 
 class Adapter(nn.Module):
@@ -86,15 +92,44 @@ def kohya_tensors(weights: dict[str, Tensor], alpha: float, dtype: torch.dtype) 
     return tensors
 
 
+@torch.no_grad()
+def merge_kohya(unet: nn.Module, tensors: dict[str, Tensor], strength: float = 1.0) -> None:
+    """Add a LoRA in kohya's form to the weights of a diffusers UNet: W + strength (alpha / rank) up down.
+
+    Raises ``ValueError`` naming a tensor that has no place in this UNet, or another shape.
+    """
+    layers = {"lora_unet_" + name.replace(".", "_"): module for name, module in unet.named_modules()}
+    for name in tensors:
+        key, _, part = name.partition(".")
+        if key not in layers or part not in ("lora_up.weight", "lora_down.weight", "alpha"):
+            raise ValueError(f"{name} has no place in this UNet: the file was trained on another base model.")
+        if part != "lora_up.weight":
+            continue
+        up, down = tensors[name].float(), tensors[f"{key}.lora_down.weight"].float()
+        scale = float(tensors.get(f"{key}.alpha", torch.tensor(float(len(down))))) / len(down)
+        weight = layers[key].weight
+        change = (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:])
+        if change.shape != weight.shape:
+            raise ValueError(
+                f"{name} changes a weight of {tuple(change.shape)}, this UNet's is {tuple(weight.shape)}: "
+                "the file was trained on another base model."
+            )
+        weight.copy_(weight.float() + strength * scale * change)
+
+
 def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a LoRA file, whole or not at all."""
     save_finite(path, tensors, metadata, "export it again with --export-dtype fp32 or bf16")
 
 
-def lora_metadata(tensors: dict[str, Tensor], settings, title: str, facts: dict[str, str]) -> dict[str, str]:
+def lora_metadata(
+    tensors: dict[str, Tensor], *, title: str, facts: dict[str, str], resolution: int, rank: int, alpha: float,
+    convolutions: bool, caption_dropout: float, min_snr_gamma: float = 0.0,
+) -> dict[str, str]:  # fmt: skip
     """What LoRA managers (``ss_``) and ComfyUI (``modelspec.``, version 1.0.1) show of the file; all values are text.
 
-    settings: the task's section; facts: the trainer's (``ss_...``, ``date``) and the task's (``describe``).
+    facts: the trainer's (``ss_...``, ``date``) and the task's (``describe``); convolutions: whether 3x3 ones have an
+    adapter too.
     """
     versions = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
     modelspec = {
@@ -102,7 +137,7 @@ def lora_metadata(tensors: dict[str, Tensor], settings, title: str, facts: dict[
         "architecture": f"{facts['architecture']}/lora",
         "implementation": "https://github.com/huggingface/diffusers",
         "title": title,
-        "resolution": f"{settings.resolution}x{settings.resolution}",
+        "resolution": f"{resolution}x{resolution}",
         "prediction_type": {"v_prediction": "v"}.get(facts["prediction_type"], facts["prediction_type"]),
         "date": facts["date"],
         "hash_sha256": _tensor_hash(tensors),
@@ -113,21 +148,15 @@ def lora_metadata(tensors: dict[str, Tensor], settings, title: str, facts: dict[
         "ss_v2": str(facts["family"] == "sd2"),
         "ss_sd_model_name": facts["base"],
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(settings.rank),
-        "ss_network_alpha": str(settings.alpha),
-        "ss_network_args": _network_arguments(settings),
-        "ss_resolution": f"({settings.resolution}, {settings.resolution})",
-        "ss_min_snr_gamma": str(settings.min_snr_gamma or None),
-        "ss_caption_dropout_rate": str(settings.caption_dropout),
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_network_args": f'{{"conv_dim": "{rank}", "conv_alpha": "{alpha}"}}' if convolutions else "{}",
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_min_snr_gamma": str(min_snr_gamma or None),
+        "ss_caption_dropout_rate": str(caption_dropout),
     }
     rest = {name: value for name, value in facts.items() if name.startswith(("ss_", "likeness_"))}
     return {**rest, **network, **{f"modelspec.{name}": value for name, value in modelspec.items()}}
-
-
-def _network_arguments(settings) -> str:
-    if settings.layers == "attention":
-        return "{}"
-    return f'{{"conv_dim": "{settings.rank}", "conv_alpha": "{settings.alpha}"}}'
 
 
 def _tensor_hash(tensors: dict[str, Tensor]) -> str:

@@ -139,7 +139,7 @@ def settings_of(name: str, folder: Path, device: str, steps: int):
 def measure_ours(name: str, device: str) -> dict:
     """The shipped trainer; its steps are marked from outside."""
     import torch
-    from likeness.pipelines.training import Trainer, lora_task
+    from likeness.pipelines.training import Trainer, base_model_task
     from likeness.pipelines.training.lora_task import LoraFineTune
 
     folder = Path(tempfile.mkdtemp())
@@ -153,7 +153,7 @@ def measure_ours(name: str, device: str) -> dict:
             loaded.append(random_base(name, folder, device, torch.float32))
         return loaded[0]
 
-    lora_task.load_base_model = load
+    base_model_task.load_base_model = load
     meter, trainer = Meter(device), Trainer(LoraFineTune(settings.task), settings, say=lambda text: None)
     after_step, trainer.store.save = trainer._after_step, lambda checkpoint: None
     trainer._after_step = lambda step: (meter.mark(), after_step(step))

@@ -1,0 +1,250 @@
+"""IDetail from people of the portrait world to a file that relights: data, both stages, pipeline, claims."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from comfyui_environment import load_script
+from likeness.pipelines.configuration import build_settings
+from likeness.pipelines.evaluation.claims import verdict
+from likeness.pipelines.idetail import claims
+from likeness.pipelines.idetail.adapter import read_adapter, split_adapter
+from likeness.pipelines.idetail.pipeline import RelightPipeline
+from likeness.pipelines.idetail.prompts import INPUT_PROMPTS
+from likeness.pipelines.idetail.takes import INPUT, ORIGINAL, TARGET, Takes, fitted
+from likeness.pipelines.idetail.task import TrainRelight
+from likeness.pipelines.idetail.world import IdetailPortraits, WorldSettings, in_light, original
+from likeness.pipelines.images import save_image
+from likeness.pipelines.portraits import render
+from likeness.pipelines.training import settings_class
+from likeness.pipelines.weights import load_base_model
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_base import make_pipeline
+
+for name in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
+    load_script(name)
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRAIN = ("--resolution", 32, "--bucket-step", 8, "--batch-size", 2, "--precision", "fp32", "--validation-pairs", 1,
+         "--validation-steps", 2, "--validate-every", 0, "--name", "made")  # fmt: skip
+PLAIN = ("studio", 0, 0)
+
+
+def cli(script: str, *arguments) -> None:
+    assert load_script(script).main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A small base model, two people in 1 + 7 + 2 lights, and both stages trained for two steps."""
+    folder = tmp_path_factory.mktemp("idetail")
+    make_pipeline("sdxl", folder / "base").save_pretrained(folder / "base")
+    cli("dataset_cli", "generate", "idetail_portraits", "--output", folder / "data", "--people", 2, "--inputs", 2,
+        "--size", 32)  # fmt: skip
+    base = ("--model", folder / "base", "--data", folder / "data", *TRAIN)
+    cli("train_cli", "train", "idetail-conv-in", *base, "--output", folder / "conv", "--steps", 2,
+        "--learning-rate", 0.01)  # fmt: skip
+    cli("train_cli", "train", "idetail-lora", *base, "--output", folder / "lora", "--steps", 2, "--rank", 2,
+        "--conv-in", folder / "conv" / "made.safetensors", "--export-dtype", "fp32")  # fmt: skip
+    return folder
+
+
+# ---- people
+
+
+def test_every_person_has_an_original_seven_targets_and_its_own_inputs(world):
+    takes = Takes(world / "data")
+    takes.read()
+    roles = [[take.role for take in takes.list if take.person == person] for person in ("0", "1")]
+    assert roles == [[ORIGINAL, *[TARGET] * 7, *[INPUT] * 2]] * 2
+    assert len(takes.pairs()) == 2 * 2 * 7 and len(takes.pairs("direct")) == 2 * 7 and len(takes.pairs(people=1)) == 14
+    with pytest.raises(ValueError, match="shows 2 people, 3 were asked for"):
+        takes.pairs(people=3)
+
+
+def distance(one, other) -> float:
+    return (render(one, 64).image - render(other, 64).image).abs().mean().item()
+
+
+def test_outputs_of_a_person_share_a_drift_and_differ_by_less_among_themselves():
+    """In one light, so that nothing but the generator's imperfection is seen."""
+    recipe = IdetailPortraits(WorldSettings())
+    apart, among = [], []
+    for person in range(6):
+        outputs = [
+            in_light(recipe.person({"person": person, "take": take, "role": TARGET, "prompt": "pantone"}), *PLAIN)
+            for take in (1, 2)
+        ]
+        photo = in_light(original(0, person), *PLAIN)
+        apart += [distance(output, photo) for output in outputs]
+        among.append(distance(*outputs))
+    assert np.mean(among) < 0.75 * np.mean(apart)
+    exact = IdetailPortraits(WorldSettings(drift=0, jitter=0, pose=0))
+    same = exact.person({"person": 3, "take": 1, "role": TARGET, "prompt": "pantone"})
+    assert distance(in_light(same, *PLAIN), in_light(original(0, 3), *PLAIN)) == 0
+
+
+def test_all_input_prompts_are_lights_that_can_be_told_apart():
+    person = original(0, 1)
+    pictures = [render(in_light(person, prompt.name, 0, 0), 16).image for prompt in INPUT_PROMPTS]
+    nearest = min(
+        (one - other).abs().mean().item() for place, one in enumerate(pictures) for other in pictures[:place]
+    )
+    assert nearest > 0.004
+    with pytest.raises(ValueError, match="prompt is 'disco'"):
+        in_light(person, "disco", 0, 0)
+
+
+def test_pictures_and_masks_are_cut_alike():
+    picture = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0))
+    assert fitted(picture, (40, 60)) is picture
+    cut = fitted(picture, (40, 40))
+    torch.testing.assert_close(cut, picture[:, :, 10:50])
+    assert fitted(picture, (16, 24)).shape == (3, 16, 24)
+
+
+# ---- training
+
+
+def test_stage_one_trains_the_first_convolution_and_nothing_else(world):
+    tensors, _ = read_adapter(world / "conv" / "made.safetensors")
+    first, rest = split_adapter(tensors)
+    assert not rest and first["lora_unet_conv_in.reshape_weight"].tolist() == [32, 9, 3, 3]
+    change = first["lora_unet_conv_in.lora_up.weight"].reshape(32, 9, 3, 3)
+    assert change[:, 5:].abs().max() > 1e-3  # it looks at the photo
+    assert not change[:, 4].any()  # and has seen no mask yet
+
+
+def test_stage_two_keeps_the_first_convolution_and_exports_it_whole_and_split(world):
+    folder = world / "lora"
+    whole, first, lora = (load_file(folder / f"made{part}.safetensors") for part in ("", "_conv_in", "_lora"))
+    assert {**first, **lora}.keys() == whole.keys()
+    stage_one = load_file(world / "conv" / "made.safetensors")
+    assert all(torch.equal(first[name], stage_one[name]) for name in first)
+    assert any(tensor.any() for name, tensor in lora.items() if "lora_up" in name)
+    with safe_open(folder / "made.safetensors", "pt") as file:
+        facts = file.metadata()
+    assert facts["likeness_idetail_channels"] == "noisy,mask,source" and facts["ss_network_dim"] == "2"
+    assert facts["modelspec.architecture"].endswith("/lora")
+
+
+def test_a_step_asks_no_encoder(world, tmp_path):
+    """Everything but the UNet is gone once training begins."""
+    given = {
+        "task": {"model": world / "base", "data": world / "data", "conv_in": world / "conv" / "made.safetensors",
+                 "resolution": 32, "bucket_step": 8, "rank": 2, "validation_steps": 1, "validation_pairs": 1},
+        "run": {"output": tmp_path, "steps": 1, "precision": "fp32", "cache": world / "lora" / "cache"},
+    }  # fmt: skip
+    run = build_settings(settings_class(TrainRelight), given)
+    task = TrainRelight(run.task)
+    task.scan()
+    task.load(torch.device("cpu"), torch.float32)
+    task.release_encoders()
+    assert task.base.text_encoders == []
+    kinds = {source.kind for example in task.scan().examples for source in example.sources.values()}
+    assert kinds == {"latents", "mask", "prompt"}
+
+
+def test_wrong_settings_are_told(world, tmp_path, capsys):
+    def fails(task, *arguments) -> str:
+        arguments = ["train", task, "--model", world / "base", "--data", world / "data", *TRAIN, "--output",
+                     tmp_path / "run", *arguments]  # fmt: skip
+        assert load_script("train_cli").main([str(argument) for argument in arguments]) == 1
+        return capsys.readouterr().err
+
+    conv = ("--conv-in", world / "conv" / "made.safetensors")
+    assert "was trained with the channels 'noisy,mask,source': set --order so" in fails(
+        "idetail-lora", *conv, "--order", "source,mask,noisy"
+    )
+    assert "shows 2 people, 5 were asked for" in fails("idetail-lora", *conv, "--people", 5)
+    assert "cannot be read" in fails("idetail-lora", "--conv-in", world / "none.safetensors")
+    assert "has no lora_unet_conv_in" in fails("idetail-lora", "--conv-in", world / "lora" / "made_lora.safetensors")
+
+
+def test_stage_one_also_learns_from_a_folder_of_captioned_pictures(world, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        save_image(render(original(0, number), 40).image[0], tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text("a studio portrait of a <c>")
+    cli("train_cli", "train", "idetail-conv-in", "--model", world / "base", "--data", tmp_path / "photos", *TRAIN,
+        "--output", tmp_path / "run", "--steps", 1)  # fmt: skip
+    assert read_adapter(tmp_path / "run" / "made.safetensors")[0]
+
+
+# ---- relighting
+
+
+@pytest.fixture(scope="module")
+def pipeline(world):
+    return RelightPipeline.from_base(load_base_model(world / "base"), world / "lora" / "made.safetensors")
+
+
+def relit(pipeline, count=2, **options):
+    pictures = torch.cat([render(original(0, number), 32).image for number in range(count)])
+    mask = torch.cat([render(original(0, number), 32).alpha for number in range(count)])
+    return pipeline(**{"image": pictures, "prompt": "a <c> at dawn", "mask": mask, "steps": 2,
+                       "noise": noise(count), **options})  # fmt: skip
+
+
+def noise(count):
+    return torch.randn((count, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+
+
+def test_pictures_of_a_batch_do_not_depend_on_each_other(pipeline):
+    both = relit(pipeline, prompt=["a <c> at dawn", "a <c> at night"])
+    assert both.shape == (2, 3, 32, 32) and both.std() > 0.01
+    alone = relit(pipeline, 1)
+    torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_the_photo_and_the_guidance_count(pipeline):
+    plain = relit(pipeline, 1)
+    assert not torch.equal(plain, relit(pipeline, 1, image=torch.zeros(1, 3, 32, 32)))
+    assert not torch.equal(plain, relit(pipeline, 1, guidance_scale=1))
+
+
+def test_what_does_not_fit_is_told(pipeline, world):
+    with pytest.raises(ValueError, match="mask is 64x32, image is 32x32"):
+        relit(pipeline, 1, mask=torch.ones(1, 1, 32, 64))
+    with pytest.raises(ValueError, match="3 prompts for 1 images"):
+        relit(pipeline, 1, prompt=["a", "b", "c"])
+    base = load_base_model(world / "base")
+    with pytest.raises(ValueError, match="4 input channels, relighting needs 9"):
+        RelightPipeline(base.vae, None, None, base.unet, pipeline.scheduler)
+
+
+# ---- claims
+
+
+def test_claims_train_their_rows_once_and_measure_against_the_exact_truth(tmp_path, monkeypatch):
+    cli("dataset_cli", "generate", "idetail_portraits", "--output", tmp_path / "data", "--people", 2, "--inputs", 1)
+    cli("train_cli", "train", "idetail-conv-in", "--model", claims.SHIPPED, "--data", tmp_path / "data",
+        "--resolution", 128, "--bucket-step", 8, "--batch-size", 1, "--precision", "fp32", "--validation-pairs", 1,
+        "--validation-steps", 1, "--name", "conv_in", "--output", tmp_path / "conv", "--steps", 1)  # fmt: skip
+    monkeypatch.setattr(claims, "ROWS", (claims.Row(claims.FULL), claims.Row("rank 4", {"rank": 4})))
+    shorter = {"steps": 1, "batch": 1, "effects": ("pantone", "garden"), "sampling_steps": 1, "rank": 2}
+    real = claims.ClaimsSettings
+    monkeypatch.setattr(claims, "ClaimsSettings", lambda *given, **more: real(*given[:4], **{**more, **shorter}))
+    for _ in range(2):  # the second time nothing is trained
+        cli("evaluate_cli", "claims", "idetail", "--data", tmp_path / "data", "--conv-in",
+            tmp_path / "conv" / "conv_in.safetensors", "--output", tmp_path / "claims", "--people", 2)  # fmt: skip
+    found = json.loads((tmp_path / "claims" / "scores.json").read_text())
+    report = (tmp_path / "claims" / "report.md").read_text()
+    photo = found[claims.PHOTO]
+    assert np.allclose(photo["face"], 0, atol=1e-5) and np.allclose(photo["clothing"], 0, atol=1e-5)
+    scenes = [original(2, number) for number in range(2)]
+    for place, effect in enumerate(("pantone", "garden")):
+        for number, scene in enumerate(scenes):
+            lit, source = render(claims.relit_truth(scene, effect, number), 128), render(scene, 128)
+            inside = source.alpha.expand(-1, 3, -1, -1)
+            error = ((lit.image - source.image).square() * inside).sum() / inside.sum()
+            assert photo["error"][number][place] == pytest.approx(100 * error.sqrt().item(), rel=1e-4)
+    assert f"| {claims.FULL}: unseen effects |" in report and "3 people in a picture" in report
+    assert report.count("\n- ") >= 6
+
+
+def test_a_verdict_knows_which_way_is_better():
+    found = {"a": {"x": torch.tensor([[1.0], [2.0]])}, "b": {"x": torch.tensor([[2.0], [3.0]])}}
+    assert verdict(found, {"x": ("X", False)}, "less", "a", "b", "x").startswith("- holds: less; gain 1.000")
+    assert verdict(found, {"x": ("X", True)}, "more", "a", "b", "x").startswith("- DOES NOT HOLD")
