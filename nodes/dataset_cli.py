@@ -39,6 +39,7 @@ MODULES = ("torch", "numpy", "cv2", "PIL", "skimage", "tomlkit")
 RECIPES = {
     "structure_pairs": "pipelines.spl.data:StructurePairs", "portraits": "pipelines.portraits.data:Portraits",
     "idetail_portraits": "pipelines.idetail.world:IdetailPortraits",
+    "idetail-photos": "pipelines.idetail.photo_data:IdetailPhotos",
 }  # fmt: skip
 
 

@@ -53,17 +53,31 @@ def _redness(graph: _Graph, picture: str, red: int, white: float, stride: int) -
                      graph.constant(used))  # fmt: skip
 
 
+def _lightness(graph: _Graph, picture: str, stride: int) -> str:
+    """As ``_redness``, but 1 where a cell is grey or lighter and 0 where it is black; pictures are in -1..1."""
+    mean = graph.add("Conv", picture, graph.constant(np.full((1, 3, 1, 1), 1 / 3, np.float32)))
+    pooled = graph.add("AveragePool", mean, kernel_shape=[stride, stride], strides=[stride, stride])
+    lifted = graph.add("Add", pooled, graph.constant(np.float32(1)))
+    clipped = graph.add("Clip", lifted, graph.constant(np.float32(0)), graph.constant(np.float32(1)))
+    return graph.add("Mul", clipped, graph.constant(np.float32(stride == CELL)))
+
+
 def _answers(graph: _Graph, scores: str, values: np.ndarray, output: str) -> str:
     """``values`` for every row of ``scores`` [..., N, 1]."""
     nothing = graph.add("Mul", scores, graph.constant(np.zeros((1, values.size), np.float32)))
     return graph.add("Add", nothing, graph.constant(values.reshape(1, -1).astype(np.float32)), output=output)
 
 
-def scrfd(path: Path) -> None:
-    """RGB in -1..1; outputs in the order scores, boxes, points, two anchors a cell; distances in cells."""
+def scrfd(path: Path, sees: str = "red") -> None:
+    """RGB in -1..1; outputs in the order scores, boxes, points, two anchors a cell; distances in cells.
+
+    sees: "red" cells, or "light": then there are faces everywhere but in black pictures.
+    """
     graph, outputs = _Graph(), {}
     for stride in STRIDES:
-        red = _redness(graph, "input.1", 0, 255 / 128, stride)
+        red = _redness(graph, "input.1", 0, 255 / 128, stride) if sees == "red" else _lightness(
+            graph, "input.1", stride
+        )  # fmt: skip
         column = graph.add("Reshape", red, graph.constant(np.array([-1, 1])))
         both = graph.add("Pad", column, graph.constant(np.array([0, 0, 0, 1])))  # the second anchor sees nothing
         graph.add("Reshape", both, graph.constant(np.array([-1, 1])), output=f"score_{stride}")

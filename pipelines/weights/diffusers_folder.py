@@ -64,10 +64,14 @@ def _check_class(path: Path, index: dict, component: str) -> None:
 
 def load_component(path: Path, component: str, dtype: torch.dtype) -> torch.nn.Module:
     """One component of the folder, from safetensors only, with every weight present."""
+    return load_part(path / component, COMPONENTS[component], dtype)
+
+
+def load_part(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    """The network of the class ``name`` of diffusers or transformers in ``folder``, as ``load_component``."""
     from safetensors import SafetensorError
 
-    folder, name = path / component, COMPONENTS[component]
-    is_text = component.startswith("text")
+    is_text = name.startswith("CLIPText")
     variant = _variant(folder, "model" if is_text else "diffusion_pytorch_model")
     try:
         module, missing = (_load_text_encoder if is_text else _load_diffusers)(folder, name, variant, dtype)
