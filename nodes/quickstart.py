@@ -1,9 +1,10 @@
 """First look at Likeness: python nodes/quickstart.py [photo] [--output DIR]
 
 Without a photo: edits a portrait by text ("in red and blue light", "laughing", ...) with the small model that comes
-with the pack, once as usual and once with the portrait's structure preserved, and writes the pictures and their scores.
-With a photo of yours, or with --job refine: makes a damaged edit of it (a strong colour grade, plus the warp, blur and
-noise of a lossy generator) and gives it the photo's structure back.
+with the pack, once as usual and once with the portrait's structure preserved, and writes the pictures and their scores;
+then relights it from prompts, with the backgrounds that belong to them. With a photo of yours, or with --job refine:
+makes a damaged edit of it (a strong colour grade, plus the warp, blur and noise of a lossy generator) and gives it the
+photo's structure back.
 
 Runs the shipped graph in a real ComfyUI when one is found (COMFYUI_DIR, the folder above custom_nodes, ~/ComfyUI),
 otherwise our own pipeline. Needs nothing but a Python: the first start makes .venv and installs the requirements there.
@@ -21,7 +22,8 @@ import pack
 
 WORKFLOWS = pack.ROOT / "examples_workflows"
 REFINE_GRAPH, EDIT_GRAPH = WORKFLOWS / "structure_refine_api.json", WORKFLOWS / "text_edit_embedded_api.json"
-PORTRAIT = WORKFLOWS / "input" / "likeness_portrait.png"
+RELIGHT_GRAPH = WORKFLOWS / "relight_embedded_api.json"
+PORTRAIT, PORTRAIT_MASK = (WORKFLOWS / "input" / f"likeness_portrait{part}.png" for part in ("", "_mask"))
 PHOTO_NAME, EDIT_NAME = "likeness_photo.png", "likeness_edit.png"
 IN_COMFYUI = ("torch", "numpy", "cv2", "PIL", "skimage", "aiohttp")  # what the graphs need there
 MODULES = (*IN_COMFYUI, "diffusers", "transformers", "safetensors")
@@ -31,13 +33,15 @@ EDITS = {
     "golden_hour": "a portrait of a calm person at golden hour",
     "laughing": "a portrait of a laughing person in studio light",
 }
+EFFECTS = ("pantone", "window grill", "golden hour", "night sky")  # the first two are trained, the others are not
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", nargs="?", type=Path, help="a photo, for the job refine")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder for the results (default: output)")
-    parser.add_argument("--job", choices=["edit", "refine"], help="what to do (default: edit, with a photo refine)")
+    parser.add_argument("--job", choices=["edit", "relight", "refine"],
+                        help="only this (default: edit and relight, with a photo refine)")
     parser.add_argument("--text", help="for the job edit: what the edited portrait shall show, instead of our examples")
     parser.add_argument(
         "--host",
@@ -46,8 +50,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="where to run: auto takes ComfyUI if one is found (default: auto)",
     )
     options = parser.parse_args(arguments)
-    options.job = options.job or ("refine" if options.photo else "edit")
-    if options.job == "edit" and options.photo:
+    options.jobs = [options.job] if options.job else ["refine"] if options.photo else ["edit", "relight"]
+    if options.photo and options.jobs != ["refine"]:
         parser.error("the small model knows its own portraits only: leave the photo out, or use --job refine")
     return options
 
@@ -57,7 +61,8 @@ def main() -> int:
     environment.ensure_environment(MODULES)
     pack.load_pack()
     try:
-        {"edit": run_edits, "refine": run_refine}[options.job](options)
+        for job in options.jobs:
+            {"edit": run_edits, "relight": run_relighting, "refine": run_refine}[job](options)
     except (ValueError, OSError, ImportError, comfyui_server.ComfyServerError, comfyui_server.ComfyRunError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
@@ -144,6 +149,62 @@ def report_edits(portrait, edited: dict[str, list], edits: dict[str, str], outpu
     print(f"\nStructure kept from the portrait (SPL, GMSD: lower is better; SSIM, FSIM: higher):\n{table}\n")
     print(f"Pictures in {output}; comparison.png shows the portrait, then each edit: as usual above, with the "
           "portrait's structure preserved below.")  # fmt: skip
+
+
+# ---- relighting it
+
+
+def run_relighting(options: argparse.Namespace) -> None:
+    import torch
+    from likeness.pipelines.images import load_image, save_image
+
+    host, output = choose_host(options.host), options.output
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    if host is None:
+        print("Relighting in our own pipeline.")
+        relit = relight_in_pipeline()
+    else:
+        print(f"Relighting by the graph {RELIGHT_GRAPH.name} in the ComfyUI at {host[0]}.")
+        relit = relight_in_comfyui(*host)
+    for effect, picture in relit.items():
+        save_image(picture[0], output / f"relit_{effect.replace(' ', '_')}.png")
+    save_image(torch.cat([load_image(PORTRAIT), *relit.values()], 3)[0], output / "relit.png")
+    print(f"Relit the portrait in {time.perf_counter() - started:.1f} s; relit.png shows it, then: {', '.join(relit)}.")
+
+
+def relight_in_pipeline() -> dict:
+    """The portrait in the light of each of ``EFFECTS``, by the diffusers pipeline."""
+    pack.quiet_libraries()
+    import torch
+    from likeness.pipelines.idetail.embedded import embedded_relight_pipeline
+    from likeness.pipelines.idetail.prompts import relight_prompt
+    from likeness.pipelines.images import load_image
+
+    pipeline, portrait, mask = embedded_relight_pipeline(), load_image(PORTRAIT), load_image(PORTRAIT_MASK)[:, :1]
+    return {
+        effect: pipeline(portrait, relight_prompt(effect), mask, guidance_scale=4.0,
+                         generator=torch.Generator().manual_seed(1), on_step=show_progress)
+        for effect in EFFECTS
+    }  # fmt: skip
+
+
+def relight_in_comfyui(folder: Path, python: Path) -> dict:
+    """The same, by the shipped graph in a ComfyUI."""
+    from likeness.pipelines.generation.recipe import decode
+
+    graph = json.loads(RELIGHT_GRAPH.read_text(encoding="utf-8"))
+    nodes = {content["class_type"]: node for node, content in graph.items()}
+    relit = {}
+    with comfyui_server.ComfyServer(folder, python) as server:
+        for picture in (PORTRAIT, PORTRAIT_MASK):
+            server.upload_image(picture, picture.name)
+        for effect in EFFECTS:
+            graph[nodes["LikenessRelightPrompt"]]["inputs"]["effect"] = effect
+            outputs = server.run(graph, lambda node, done, total: show_progress(done, total))
+            saved = outputs[nodes["SaveImage"]]["images"][0]
+            relit[effect] = decode("png", server.fetch_image(**saved))[None]
+    return relit
 
 
 # ---- giving a damaged edit its structure back

@@ -80,7 +80,7 @@ def test_outputs_of_a_person_share_a_drift_and_differ_by_less_among_themselves()
         apart += [distance(output, photo) for output in outputs]
         among.append(distance(*outputs))
     assert np.mean(among) < 0.75 * np.mean(apart)
-    exact = IdetailPortraits(WorldSettings(drift=0, jitter=0, pose=0))
+    exact = IdetailPortraits(WorldSettings(drift=0, pose_drift=0, jitter=0, pose_jitter=0))
     same = exact.person({"person": 3, "take": 1, "role": TARGET, "prompt": "pantone"})
     assert distance(in_light(same, *PLAIN), in_light(original(0, 3), *PLAIN)) == 0
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..training.lora import merge_kohya
 from .conditioning import ORDERS, slots
 
+# Trained on the embedded models; its card lies beside it.
+EMBEDDED = Path(__file__).with_name("weights") / "relight.safetensors"
 CONV_IN = "lora_unet_conv_in"
 ORDER = "likeness_idetail_channels"
 

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from ..embedded import SHIPPED as BASE
+from ..embedded import SHIPPED
 from ..embedded.family import load_family
+from .adapter import EMBEDDED
 from .pipeline import RelightPipeline
 
-SHIPPED = Path(__file__).with_name("weights")
-ADAPTER = SHIPPED / "relight.safetensors"
 
-
-def embedded_relight_pipeline(base: Path = BASE, adapter: Path = ADAPTER) -> RelightPipeline:
+def embedded_relight_pipeline(base: Path = SHIPPED, adapter: Path = EMBEDDED) -> RelightPipeline:
     """A ``RelightPipeline`` of the embedded models; raises ``ValueError`` where files are missing."""
     return RelightPipeline.from_base(load_family(base).base, adapter)

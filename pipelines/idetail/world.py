@@ -1,9 +1,9 @@
 """IDetail's training data in the portrait world: an imperfect generator of one person in many lights.
 
-InstantID does not quite draw the person of the photo (paper, figure 3): jaw, features, pose and clothes change. So does
-this one, by a stated amount: all outputs of one person share a *drift* of its identity and clothes, so they fit each
-other better than the photo, which is why the paper pairs outputs with outputs; each output adds a small *jitter* of its
-own, and holds its head a little differently.
+InstantID does not quite draw the person of the photo (paper, figure 3): jaw, features, pose, clothes change. Nor does
+this one, by a stated amount: all outputs of one person share a *drift* of its identity, clothes and pose, so they fit
+each other better than the photo, which is why the paper pairs outputs with outputs; each output adds a small *jitter*
+of its own to all of these.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -32,10 +32,12 @@ class WorldSettings:
     population: int = option(0, "seed of the people: other populations share nobody", minimum=0)
     people: int = option(512, "how many people", minimum=1)
     inputs: int = option(8, "how many of the 60 input prompts each person gets", minimum=1, maximum=len(INPUT_PROMPTS))
-    drift: float = option(0.35, "how far all outputs of a person are from the photo: shapes run from -1 to 1",
+    drift: float = option(0.5, "how far all outputs of a person are from the photo: shapes run from -1 to 1",
                           minimum=0, maximum=1)  # fmt: skip
+    pose_drift: float = option(4.0, "degrees by which all outputs of a person hold the head otherwise than the photo",
+                               minimum=0, maximum=20)  # fmt: skip
     jitter: float = option(0.06, "how far each output is from the others", minimum=0, maximum=1)
-    pose: float = option(2.0, "degrees by which each output turns the head", minimum=0, maximum=20)
+    pose_jitter: float = option(0.5, "degrees by which each output turns the head", minimum=0, maximum=20)
     size: int = option(128, "side of the square pictures in pixels", minimum=16, maximum=4096)
 
 
@@ -75,9 +77,10 @@ class IdetailPortraits:
         photo = original(chosen.population, number)
         if parameters["role"] == ORIGINAL:
             return photo
-        shared = drifted(photo, Draw("drift", chosen.population, number), chosen.drift)
+        drift = Draw("drift", chosen.population, number)
         own = Draw("jitter", chosen.population, number, parameters["take"])
-        one = turned(drifted(shared, own, chosen.jitter), own, chosen.pose)
+        shared = turned(drifted(photo, drift, chosen.drift), drift, chosen.pose_drift)
+        one = turned(drifted(shared, own, chosen.jitter), own, chosen.pose_jitter)
         return in_light(one, parameters["prompt"], chosen.population, number * self.takes + parameters["take"])
 
     def make(self, parameters: dict, seed: int) -> dict:
