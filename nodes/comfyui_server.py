@@ -66,6 +66,13 @@ def find_comfyui(root: Path) -> Path | None:
     return next(filter(_is_comfyui, [*candidates, Path.home() / "ComfyUI"]), None)
 
 
+def find_tokenizer(root: Path) -> Path | None:
+    """The folder of the CLIP tokenizer that a ComfyUI brings: checkpoints of one file hold none."""
+    folder = find_comfyui(root)
+    tokenizer = folder / "comfy" / "sd1_tokenizer" if folder is not None else None
+    return tokenizer if tokenizer is not None and tokenizer.is_dir() else None
+
+
 def find_python(comfyui_dir: Path) -> Path | None:
     """Return the Python that has all that `comfyui_dir` needs, or None.
 

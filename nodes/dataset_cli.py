@@ -15,6 +15,7 @@ examples
   python nodes/dataset_cli.py generate structure_pairs --output data/pairs --total 2000 --photos ~/photos --workers 4
   python nodes/dataset_cli.py generate structure_pairs --dump-config > pairs.toml
   python nodes/dataset_cli.py generate structure_pairs --output data/pairs --config pairs.toml --seed 7
+  python nodes/dataset_cli.py generate idetail-photos --output data/relight --photos ~/photos --models ~/ComfyUI/models
   python nodes/dataset_cli.py generate my_recipes.py:MyRecipe --output data/mine
   python nodes/dataset_cli.py verify data/pairs --repair
 
@@ -32,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
 
+import comfyui_server
 import environment
 import pack
 
@@ -176,7 +178,7 @@ def generate(options: argparse.Namespace) -> int:
     from likeness.pipelines.stop import StopRequest
 
     recipe_class = find_recipe(options.recipe)
-    layers = [read_toml(options.config)] if options.config else []
+    layers = [defaults_of_this_machine(recipe_class), *([read_toml(options.config)] if options.config else [])]
     settings = build_settings(settings_class(recipe_class), *layers, given_on_command_line(options))
     if options.dump_config:
         print(dump_toml(settings), end="")
@@ -191,6 +193,14 @@ def generate(options: argparse.Namespace) -> int:
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())
     return conclude(state, stop.reason)
+
+
+def defaults_of_this_machine(recipe_class: type) -> dict[str, dict]:
+    """The tokenizer that a ComfyUI brings, for a recipe that can use one."""
+    tokenizer = comfyui_server.find_tokenizer(pack.ROOT)
+    if tokenizer is None or "tokenizer" not in recipe_class.Settings.__dataclass_fields__:
+        return {}
+    return {"recipe": {"tokenizer": str(tokenizer)}}
 
 
 def absolute_reference(reference: str) -> str:

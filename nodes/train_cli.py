@@ -149,9 +149,8 @@ def _settings(cls: type, given: argparse.Namespace):
 
 def _defaults_of_this_machine(cls: type) -> dict[str, dict]:
     """The tokenizer that a ComfyUI brings, for a task that can use one: single-file models hold none."""
-    folder = comfyui_server.find_comfyui(Path(__file__).absolute().parent.parent)
-    tokenizer = folder / "comfy" / "sd1_tokenizer" if folder is not None else None
-    if tokenizer is None or not tokenizer.is_dir() or "tokenizer" not in cls.Settings.__dataclass_fields__:
+    tokenizer = comfyui_server.find_tokenizer(Path(__file__).absolute().parent.parent)
+    if tokenizer is None or "tokenizer" not in cls.Settings.__dataclass_fields__:
         return {}
     return {"task": {"tokenizer": str(tokenizer)}}
 

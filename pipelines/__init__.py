@@ -14,6 +14,7 @@ Shared services
 ``metrics``        scores that compare two images
 ``weights``        base models from a folder or a single file
 ``training``       one trainer for every task; LoRA fine-tuning
+``image_prompt``   pictures as prompts: image-prompt adapters for UNets of diffusers
 ``generation``     one engine for every data set
 ``portraits``      the procedural portrait world: parameters in, picture and exact ground truth out
 

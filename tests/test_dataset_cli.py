@@ -29,7 +29,7 @@ from likeness.pipelines.generation import (
 from likeness.pipelines.generation.worker import work
 from likeness.pipelines.stop import StopRequest
 
-for name in ("environment", "pack", "dataset_cli"):
+for name in ("environment", "comfyui_server", "pack", "dataset_cli"):
     cli = load_script(name)
 SCRIPT = Path(__file__).resolve().parents[1] / "nodes" / "dataset_cli.py"
 TILES = f"{tile_recipes.__file__}:Tiles"

@@ -16,6 +16,8 @@ from likeness.pipelines.images import load_image, save_image
 from likeness.pipelines.masks import face_masks
 from tiny_instantid import write_models
 
+for name in ("environment", "comfyui_server", "pack"):  # the script imports these by name
+    load_script(name)
 SMALL = {"steps": 2, "max_side": 64, "min_similarity": -1.0, "masks": "grabcut"}
 
 

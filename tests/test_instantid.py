@@ -269,9 +269,13 @@ def test_the_base_model_is_sdxls_unless_another_is_named(models):
         needed_files(folder, None, FAST)
     with pytest.raises(ValueError, match="nothing.safetensors: no such file or folder"):
         needed_files(folder, folder / "nothing.safetensors", FAST)
+    file = base / "unet" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(ValueError, match="safetensors holds no tokenizer: give --tokenizer a folder"):
+        needed_files(folder, file, FAST)
+    assert file in needed_files(folder, file, FAST, base / "tokenizer")
     plain = needed_files(folder, base, replace(FAST, canny_scale=0))
     assert not any("canny" in str(path) for path in plain)
-    assert base / "unet" / "diffusion_pytorch_model.safetensors" in plain
+    assert file in plain
 
 
 def test_networks_that_do_not_go_together_are_refused(generator):

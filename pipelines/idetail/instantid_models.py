@@ -34,11 +34,18 @@ def weight_file(name: str, models: Path) -> Path:
     return found[0]
 
 
-def needed_files(models: Path, model: Path | None, settings: InstantIdSettings) -> list[Path]:
+def needed_files(
+    models: Path, model: Path | None, settings: InstantIdSettings, tokenizer: Path | None = None
+) -> list[Path]:
     """All files that the two loaders below read. Raises ``ValueError`` for one that is missing."""
     if model is not None and not model.exists():
         raise ValueError(f"{model}: no such file or folder. Give an SDXL checkpoint, or a diffusers folder of one.")
     base = model or weight_file(BASE, models)
+    if base.is_file() and tokenizer is None:
+        raise ValueError(
+            f"{base} holds no tokenizer: give --tokenizer a folder with vocab.json and merges.txt, such as ComfyUI's "
+            "comfy/sd1_tokenizer."
+        )
     names = [ADAPTER, *(IDENTITY_NET if settings.identity_scale else ()), *(CANNY_NET if settings.canny_scale else ())]
     whole = sorted(path for path in base.rglob("*") if path.suffix in MODEL_FILES) if base.is_dir() else [base]
     return [*whole, *(weight_file(name, models) for name in names), *face_pack(models)]
@@ -63,7 +70,7 @@ def load_instantid(
     models: ComfyUI's models folder, or one like it; model: an SDXL checkpoint or diffusers folder (default: SDXL's base
     in ``models``); tokenizer: as in ``load_base_model``. Raises ``ValueError`` for what is missing or does not fit.
     """
-    needed_files(models, model, settings)
+    needed_files(models, model, settings, tokenizer)
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
     base = load_base_model(model or weight_file(BASE, models), dtype, tokenizer)
     for part in (base.unet, base.vae.float(), *base.text_encoders):

@@ -51,6 +51,7 @@ class PhotoSettings:
     restore: str = option(METHODS[0], "how outputs get the photo's fine detail back", choices=(*METHODS, "none"))
     restore_region: str = option(REGIONS[0], "where they get it", choices=REGIONS)
     restore_strength: float = option(1.0, "how much of it", minimum=0, maximum=2)
+    restore_size: float = option(2.0, "size of the largest detail in pixels", minimum=0.5, maximum=64)
     identity_scale: float = option(DRAWN.identity_scale, "weight of IdentityNet", minimum=0, maximum=2)
     adapter_scale: float = option(DRAWN.adapter_scale, "weight of the image tokens in the UNet", minimum=0, maximum=2)
     canny_scale: float = option(DRAWN.canny_scale, "weight of the photo's edges; 0: InstantID alone", minimum=0,
@@ -88,7 +89,7 @@ class IdetailPhotos:
         self._photos = find_photos(settings.photos)
         self.takes = len(PROMPTS) + settings.direct
         self.count = len(self._photos) * self.takes
-        files = needed_files(settings.models, settings.model, self.drawing)
+        files = needed_files(settings.models, settings.model, self.drawing, settings.tokenizer)
         files += [weight_file(RCNN, settings.models)] if settings.masks == MASKS[0] else []
         self.inputs = digest_of(settings.photos, [*self._photos, *files])
         self._shown: list[Path] = []  # photos with a face, as far as looked for
@@ -158,8 +159,9 @@ class IdetailPhotos:
     def _drawn(self, subject: Subject, region: Tensor | None, prompt: str, seed: int) -> Tensor:
         picture = self._generator.draw(subject, prompt, torch.Generator().manual_seed(seed))
         if region is not None:
-            chosen = RestorationSettings(self.settings.restore, self.settings.restore_strength)
-            picture = restore_detail(picture, subject.photo, region, chosen)
+            chosen = self.settings
+            how = RestorationSettings(chosen.restore, chosen.restore_strength, chosen.restore_size)
+            picture = restore_detail(picture, subject.photo, region, how)
         return (picture * 255).round() / 255  # what the PNG will show, so that scores are those of the files
 
     def _judged(self, subject: Subject, picture: Tensor) -> tuple[Face, float]:
