@@ -149,6 +149,8 @@ def test_backends_give_boxes_and_points_in_pixels_and_embeddings_of_aligned_face
         pooled = avg_pool2d(crop * 255 - (127.5 if name == "insightface" else 0), 28).flatten()
         assert cosine_similarity(pooled, face.embedding, dim=0) > 0.999
         assert face.embedding.norm() == pytest.approx(1, abs=1e-5)
+        seen = float(pooled.norm()) / (127.5 if name == "insightface" else 1)
+        assert face.length == pytest.approx(seen, rel=0.02)
 
 
 def test_both_views_of_opencv_find_a_face_once(models):

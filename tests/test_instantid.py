@@ -222,6 +222,16 @@ def test_at_full_size_everything_fits_and_is_as_long_as_the_published_files():
         assert 0 < named(entry).size - size * numbers < 200_000
 
 
+def test_half_precision_is_near_to_full(generator, backend, models):
+    """What a GPU gets: all but the VAE in half precision; bfloat16 is the one that a CPU is quick in."""
+    half = load_instantid(models[0], FAST, "cpu", models[1])
+    for network in (half.base.unet, *half.base.text_encoders, half.adapter, half.identity_net, half.canny_net):
+        network.to(torch.bfloat16)
+    subject = subject_of(photo(), backend, FAST)
+    full, other = (one.draw(subject, "a person", torch.Generator().manual_seed(2)) for one in (generator, half))
+    assert 0 < (full - other).abs().mean() < 0.02
+
+
 # --- faces
 
 

@@ -2,16 +2,17 @@
 
 The paper (section 3) names a "wavelet transform-based guided filter" after He et al. 2012 and says no more. To put the
 original's finest frequencies in the place of the edited picture's, as those words suggest, is wrong under another
-light: every edge has another contrast there, and in the portrait world the error against the true picture grows. So
-detail is taken as the guided filter sees it (its eq. 5), with the original G as the guide of the edited picture L: near
-each pixel L is an affine function of G. The slope a of their coarse parts says how much of the original's contrast
-shows in the new light, the slope b of their fine parts how much of the original's detail is there already. What lacks
-is put there:
+light, where every edge has another contrast:in the portrait world the error against the true picture hardly falls,
+and in some lights it grows (tests/test_restoration.py prints by how much). So detail is taken as the guided filter sees
+it (its eq. 5), with the original G as the guide of the edited picture L: near each pixel L is an affine function of G.
+The slope a of their coarse parts says how much of the original's contrast shows in the new light, the slope b of their
+fine parts how much of the original's detail is there already. What lacks is put there:
 
     L' = L + strength * mask * clamp(a - b, 0, 1.5) * fine(G)
 
-Both slopes are 1 where the two pictures are one. A shadow of the old light has a slope of 0 and stays away; one of the
-new light is no detail of the original and stays. L and G are logarithms of luminance: light multiplies colours.
+Both slopes are 1 where the two pictures are one. Where only the old light has a shadow, a is near 0,
+and most of its edge stays away; a shadow of the new light is no detail of the original and stays. L and G are
+logarithms of luminance: light multiplies colours.
 """
 
 import math
