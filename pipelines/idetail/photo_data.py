@@ -161,7 +161,7 @@ class IdetailPhotos:
         if region is not None:
             chosen = self.settings
             how = RestorationSettings(chosen.restore, chosen.restore_strength, chosen.restore_size)
-            picture = restore_detail(picture, subject.photo, region, how)
+            picture = restore_detail(picture.to(self.device), subject.photo, region, how).cpu()
         return (picture * 255).round() / 255  # what the PNG will show, so that scores are those of the files
 
     def _judged(self, subject: Subject, picture: Tensor) -> tuple[Face, float]:

@@ -2,7 +2,7 @@
 
 The paper (section 3) names a "wavelet transform-based guided filter" after He et al. 2012 and says no more. To put the
 original's finest frequencies in the place of the edited picture's, as those words suggest, is wrong under another
-light, where every edge has another contrast:in the portrait world the error against the true picture hardly falls,
+light, where every edge has another contrast: in the portrait world the error against the true picture hardly falls,
 and in some lights it grows (tests/test_restoration.py prints by how much). So detail is taken as the guided filter sees
 it (its eq. 5), with the original G as the guide of the edited picture L: near each pixel L is an affine function of G.
 The slope a of their coarse parts says how much of the original's contrast shows in the new light, the slope b of their
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, pad
+from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 from ..filters import box_mean
 from ..images import check_image, check_mask, match_batch, match_size
@@ -129,36 +129,26 @@ def gaussian(x: Tensor, sigma: float) -> Tensor:
     """``x`` [B, 1, H, W] smoothed, borders repeated."""
     reach = math.ceil(3 * sigma)
     kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype) ** 2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum())[None, None]
-
-    def along_rows(x: Tensor) -> Tensor:
-        rows = pad(x, (reach, reach, 0, 0), mode="replicate")
-        return conv1d(rows.flatten(0, 2)[:, None], kernel)[:, 0].reshape(x.shape)
-
-    return along_rows(along_rows(x).mT).mT
+    kernel = (kernel / kernel.sum())[None, None, None]
+    for _ in "xy":
+        x = conv2d(pad(x, (reach, reach, 0, 0), mode="replicate"), kernel).mT
+    return x
 
 
 def coarse_bands(x: Tensor, levels: int) -> Tensor:
     """``x`` [B, 1, H, W] without the ``levels`` finest bands of the wavelet, of any size; borders are repeated.
 
-    Without bands of detail the inverse of an orthogonal transform is its transpose, so both directions are these few
-    sums.
+    Without bands of detail the inverse of an orthogonal transform is its transpose, so both directions are one filter.
     """
     cell = 2**levels
     edge = 4 * cell  # more than the filters of all levels together reach
     height, width = x.shape[-2:]
-    padded = pad(x, (edge, edge + -width % cell, edge, edge + -height % cell), mode="replicate")
+    coarse = pad(x, (edge, edge + -width % cell, edge, edge + -height % cell), mode="replicate")
+    taps = torch.tensor(TAPS, device=x.device, dtype=x.dtype)[None, None, None]
     for _ in range(levels):
-        padded = _halved(_halved(padded).mT).mT
+        for _ in "xy":
+            coarse = conv2d(pad(coarse, (0, 2)), taps, stride=(1, 2)).mT
     for _ in range(levels):
-        padded = _doubled(_doubled(padded).mT).mT
-    return padded[..., edge : edge + height, edge : edge + width]
-
-
-def _halved(x: Tensor) -> Tensor:
-    return sum(tap * x.roll(-place, -1) for place, tap in enumerate(TAPS))[..., ::2]
-
-
-def _doubled(x: Tensor) -> Tensor:
-    spread = torch.stack([x, torch.zeros_like(x)], -1).flatten(-2)
-    return sum(tap * spread.roll(place, -1) for place, tap in enumerate(TAPS))
+        for _ in "xy":
+            coarse = conv_transpose2d(coarse, taps, stride=(1, 2))[..., :-2].mT
+    return coarse[..., edge : edge + height, edge : edge + width]
