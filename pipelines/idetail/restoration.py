@@ -2,7 +2,7 @@
 
 The paper (section 3) names a "wavelet transform-based guided filter" after He et al. 2012 and says no more. To put the
 original's finest frequencies in the place of the edited picture's, as those words suggest, is wrong under another
-light, where every edge has another contrast:in the portrait world the error against the true picture hardly falls,
+light, where every edge has another contrast: in the portrait world the error against the true picture hardly falls,
 and in some lights it grows (tests/test_restoration.py prints by how much). So detail is taken as the guided filter sees
 it (its eq. 5), with the original G as the guide of the edited picture L: near each pixel L is an affine function of G.
 The slope a of their coarse parts says how much of the original's contrast shows in the new light, the slope b of their
