@@ -15,7 +15,7 @@ examples
   python nodes/dataset_cli.py generate structure_pairs --output data/pairs --total 2000 --photos ~/photos --workers 4
   python nodes/dataset_cli.py generate structure_pairs --dump-config > pairs.toml
   python nodes/dataset_cli.py generate structure_pairs --output data/pairs --config pairs.toml --seed 7
-  python nodes/dataset_cli.py generate idetail-photos --output data/relight --photos ~/photos --models ~/ComfyUI/models
+  python nodes/dataset_cli.py generate idetail --output data/relight --photos ~/photos --models ~/ComfyUI/models
   python nodes/dataset_cli.py generate my_recipes.py:MyRecipe --output data/mine
   python nodes/dataset_cli.py verify data/pairs --repair
 
@@ -41,7 +41,7 @@ MODULES = ("torch", "numpy", "cv2", "PIL", "skimage", "tomlkit")
 RECIPES = {
     "structure_pairs": "pipelines.spl.data:StructurePairs", "portraits": "pipelines.portraits.data:Portraits",
     "idetail_portraits": "pipelines.idetail.world:IdetailPortraits",
-    "idetail-photos": "pipelines.idetail.photo_data:IdetailPhotos",
+    "idetail": "pipelines.idetail.photo_data:IdetailPhotos",
 }  # fmt: skip
 
 

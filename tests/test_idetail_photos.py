@@ -55,7 +55,7 @@ def test_the_command_makes_takes_that_pairs_are_formed_of(folders, tmp_path, cap
     options = {"photos": photos, "models": models, "model": base, **SMALL, "workers": 1, "shard-size": 5, "total": 9,
                "output": tmp_path / "set"}  # fmt: skip
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}={value}",)]
-    assert load_script("dataset_cli").main(["generate", "idetail-photos", *flags]) == 0, capfd.readouterr().err
+    assert load_script("dataset_cli").main(["generate", "idetail", *flags]) == 0, capfd.readouterr().err
     items = list(DatasetReader(tmp_path / "set"))
     takes = Takes(tmp_path / "set")
     takes.read()

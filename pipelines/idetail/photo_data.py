@@ -78,7 +78,7 @@ class IdetailPhotos:
     (how many the photo shows; the largest counts), ``similarity`` to the photo, ``prompt_drawn`` and ``licence``.
     """
 
-    name = "idetail_photos"
+    name = "idetail"
     summary = "photos redrawn by InstantID under IDetail's 67 prompts; needs photos and SDXL, InstantID, antelopev2"
     version = 1
     Settings = PhotoSettings

@@ -61,7 +61,7 @@ class Takes:
             if lacking:
                 raise ValueError(
                     f"{self.folder}: item {key} has no {lacking[0]}: give a data set that `dataset_cli.py generate "
-                    "idetail-photos` or `generate idetail_portraits` made."
+                    "idetail` or `generate idetail_portraits` made."
                 )
             truth = decode("json", files["json"])
             words, size = decode("txt", files["txt"]), picture_size(files["png"])

@@ -30,7 +30,7 @@ from .takes import PAIRINGS, CaptionedFolder, Take, Takes, fitted
 class RelightSettings(BaseModelSettings):
     """What both stages share: model, data, channels."""
 
-    data: Path = option(help="data set of people in many lights, of `dataset_cli.py generate idetail-photos` or "
+    data: Path = option(help="data set of people in many lights, of `dataset_cli.py generate idetail` or "
                         "`generate idetail_portraits`")  # fmt: skip
     held_out: Path | None = option(None, "data set of other people, to validate on (default: the training data)")
     order: str = option(ORDERS[0], "order of the channels", choices=ORDERS, fixed=True)
