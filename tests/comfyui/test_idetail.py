@@ -1,0 +1,436 @@
+"""IDetail in ComfyUI: latents of our diffusers pipeline, with stock loaders and samplers, and messages for mistakes."""
+
+import copy
+import logging
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import folder_paths
+import pytest
+import torch
+from likeness.nodes.idetail import ALL, NONE, TRAINED, RelightConditioning, RelightLoraLoader, RelightPrompt
+from likeness.nodes.models import load_embedded
+from likeness.nodes.spl import StructureGuidanceNode
+from likeness.pipelines.embedded import SHIPPED
+from likeness.pipelines.embedded.family import load_family
+from likeness.pipelines.idetail.adapter import ORDER, conv_in_tensors
+from likeness.pipelines.idetail.conditioning import ORDERS, latent_mask
+from likeness.pipelines.idetail.pipeline import RelightPipeline
+from likeness.pipelines.idetail.prompts import EFFECTS, TARGET_PROMPTS
+from likeness.pipelines.spl import structure_loss
+from likeness.pipelines.training.lora import kohya_tensors, merge_kohya, target_layers
+from likeness.pipelines.weights import load_base_model
+from safetensors.torch import load_file, save_file
+from test_structure_guidance import photo
+from test_weights import Checkpoint
+from tiny_models import CPU, FULL_VAE, tiny_flux
+
+import nodes as comfyui_nodes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PROMPTS, NEGATIVE, STEPS = ["a portrait of a <c> at golden hour", "a <c> in red and blue light"], "a blurry person", 4
+
+
+def random_lora(unet, draw, rank=4) -> dict[str, torch.Tensor]:
+    """What training a LoRA on IDetail's layers leaves, by parameter name."""
+    weights = {}
+    for layer in target_layers(unet, "idetail"):
+        shape = unet.get_submodule(layer).weight.shape
+        down, up = (rank, *shape[1:]), (shape[0], rank, *[1] * (len(shape) - 2))
+        weights[f"{layer}.lora.down.weight"] = torch.randn(down, generator=draw) / shape[1:].numel() ** 0.5
+        weights[f"{layer}.lora.up.weight"] = 0.3 * torch.randn(up, generator=draw) / rank**0.5
+    return weights
+
+
+def write_adapter(unet, folder, seed: int = 0) -> None:
+    """The three files that idetail-lora exports, with random values, and a LoRA of somebody else."""
+    draw = torch.Generator().manual_seed(seed)
+    out, latent = unet.conv_in.out_channels, unet.conv_in.in_channels
+    change = 0.1 * torch.randn(out, 2 * latent + 1, 3, 3, generator=draw)
+    first = conv_in_tensors(change, 0.1 * torch.randn(out, generator=draw))
+    lora, other = (kohya_tensors(random_lora(unet, draw), 2.0, torch.float32) for _ in range(2))
+    folder_paths.add_model_folder_path("loras", str(folder))
+    prefix = folder.name
+    files = {prefix: {**first, **lora}, f"{prefix}_conv_in": first, f"{prefix}_lora": lora}
+    for name, tensors in files.items():
+        save_file(tensors, folder / f"{name}.safetensors", metadata={ORDER: ORDERS[0]})
+    save_file(files[prefix], folder / f"{prefix}_turned.safetensors", metadata={ORDER: ORDERS[1]})
+    save_file(other, folder / f"{prefix}_other.safetensors")
+
+
+class Host:
+    """One base model in both hosts, and the files of a random adapter for it in ComfyUI's folder of LoRAs."""
+
+    def __init__(self, name, base, model, vae, encode, folder):
+        self.name, self.base, self.model, self.vae, self.encode = name, base, model, vae, encode
+        self.folder = folder / name
+        self.folder.mkdir()
+        write_adapter(base.unet, self.folder)
+
+    def file(self, suffix: str = "") -> str:
+        return f"{self.name}{suffix}.safetensors"
+
+    def by_stock_loader(self, suffix: str = "", strength: float = 1.0, model=None):
+        loader = comfyui_nodes.LoraLoaderModelOnly()
+        return loader.load_lora_model_only(model or self.model, self.file(suffix), strength)[0]
+
+    def by_our_loader(self, suffix: str = "", strength: float = 1.0, conv_in_strength: float = 1.0, model=None):
+        return RelightLoraLoader.execute(model or self.model, self.file(suffix), strength, conv_in_strength).result[0]
+
+    def conditioned(self, model, pictures, masks, prompts=PROMPTS):
+        return RelightConditioning.execute(
+            model, self.encode(prompts), self.encode([NEGATIVE]), self.vae, pictures, masks
+        ).result
+
+    def sample(self, model, positive, negative, latent, cfg=1.0, seed=3):
+        """(latents in the model's scale, noise levels, noise), from the top of the schedule."""
+        noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(seed))
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", STEPS)
+        found = comfy.sample.sample_custom(
+            model, noise, cfg, comfy.samplers.sampler_object("euler"), sigmas, positive, negative, latent["samples"],
+            seed=0, disable_pbar=True,
+        )  # fmt: skip
+        return model.get_model_object("latent_format").process_in(found), sigmas, noise
+
+    def relit(self, model, pictures, masks, prompts=PROMPTS, cfg=1.0):
+        return self.sample(model, *self.conditioned(model, pictures, masks, prompts), cfg)[0]
+
+    def pipeline(self, strength: float = 1.0, other: bool = False) -> "OnGivenLevels":
+        base = copy.copy(self.base)
+        base.unet = copy.deepcopy(self.base.unet)
+        made = OnGivenLevels.from_base(base, self.folder / self.file(), strength)
+        if other:
+            merge_kohya(made.unet, load_file(self.folder / self.file("_other")))
+        return made
+
+
+class OnGivenLevels(RelightPipeline):
+    """The pipeline on ComfyUI's noise levels, which keeps its latents."""
+
+    def on(self, sigmas, sampling):
+        self.levels, self.steps = sigmas, [sampling.timestep(sigma).float() for sigma in sigmas[:-1]]
+        return self
+
+    def sample(self, x, sigmas, timesteps, *rest):
+        noise = x / (sigmas[0] ** 2 + 1).sqrt()
+        start = noise * (self.levels[0] ** 2 + 1).sqrt()
+        self.latents = super().sample(start, self.levels, self.steps, *rest)
+        return self.latents
+
+
+def embedded(folder) -> Host:
+    model, clip, vae, _ = load_embedded(SHIPPED)
+
+    def encode(texts):
+        return [[torch.cat([clip.encode_from_tokens(clip.tokenize(text)) for text in texts]), {}]]
+
+    return Host("embedded", load_family().base, model, vae, encode, folder)
+
+
+def sdxl(folder, comfyui_dir) -> Host:
+    checkpoint = Checkpoint("koala-700m", folder / "sdxl.ckpt.safetensors")
+    base = load_base_model(checkpoint.path, tokenizer=comfyui_dir / "comfy" / "sd1_tokenizer")
+    config = {"params": {"embed_dim": 4, "ddconfig": FULL_VAE | {"ch": 32}}}
+    vae = comfy.sd.VAE(sd=dict(checkpoint.vae.state_dict()), config=config, dtype=torch.float32)
+
+    def encode(texts):
+        tokens = [checkpoint.tokenizer.tokenize_with_weights(text) for text in texts]
+        rows, pooled = zip(*[checkpoint.clip.encode_token_weights(each)[:2] for each in tokens], strict=True)
+        return [[torch.cat(rows), {"pooled_output": torch.cat(pooled)}]]
+
+    model = comfy.model_patcher.ModelPatcher(checkpoint.model.eval(), CPU, CPU)
+    return Host("sdxl", base, model, vae, encode, folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory, comfyui_dir):
+    folder = tmp_path_factory.mktemp("idetail")
+    return {"embedded": embedded(folder), "sdxl": sdxl(folder, comfyui_dir)}
+
+
+@pytest.fixture
+def host(hosts):
+    return hosts["embedded"]
+
+
+def masks_for(height: int, width: int, count: int = 1) -> torch.Tensor:
+    """Soft ellipses, each elsewhere."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack([
+        (1.5 - 4 * ((x - 0.35 - 0.2 * index) ** 2 + (y - 0.5) ** 2).sqrt()).clamp(0, 1) for index in range(count)
+    ])  # fmt: skip
+
+
+def near(ours, theirs, tolerance=1e-4):
+    assert ours.shape == theirs.shape and ours.std() > 0.01
+    assert (ours - theirs).abs().max() <= tolerance * max(1.0, theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("loader", ["stock", "ours"])
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("name", ["embedded", "sdxl"])
+def test_latents_are_those_of_the_pipeline(hosts, name, cfg, loader, caplog):
+    """Two photos and two prompts at once, not square, and not of whole latent cells."""
+    host = hosts[name]
+    pictures, masks = photo(131, 92, batch=2), masks_for(131, 92, 2)
+    with caplog.at_level(logging.WARNING):
+        model = host.by_stock_loader() if loader == "stock" else host.by_our_loader()
+        conditioned = host.conditioned(model, pictures, masks)
+        ours, sigmas, noise = host.sample(model, *conditioned, cfg)
+    assert not [record.message for record in caplog.records], "ComfyUI left something out"
+    assert ours.shape == (2, 4, 16, 11)
+    pipeline = host.pipeline().on(sigmas, model.get_model_object("model_sampling"))
+    shown = pipeline(pictures.movedim(-1, 1), PROMPTS, masks, NEGATIVE, STEPS, cfg, noise=noise)
+    near(ours, pipeline.latents)
+    decoded = host.vae.decode(model.get_model_object("latent_format").process_out(ours)).movedim(-1, 1)
+    near(decoded, shown, 2e-4)
+
+
+def test_photo_mask_and_each_strength_count(host):
+    pictures, masks = photo(64, 64), masks_for(64, 64)
+    model = host.by_our_loader()
+    plain = host.relit(model, pictures, masks)
+    for other in (
+        host.relit(model, 1 - pictures, masks), host.relit(model, pictures, 1 - masks),
+        host.relit(host.by_our_loader(strength=0.5), pictures, masks),
+        host.relit(host.by_our_loader(conv_in_strength=0.5), pictures, masks),
+    ):  # fmt: skip
+        assert (other - plain).abs().max() > 0.01
+    for load in (host.by_our_loader, host.by_stock_loader):
+        near(host.relit(load("_lora", model=load("_conv_in")), pictures, masks), plain, 1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6])
+def test_the_strength_of_the_lora_leaves_the_first_convolution_whole(host, strength):
+    pictures, masks = photo(64, 64), masks_for(64, 64)
+    model = host.by_our_loader(strength=strength)
+    ours, sigmas, noise = host.sample(model, *host.conditioned(model, pictures, masks, PROMPTS[:1]), 5.0)
+    pipeline = host.pipeline(strength).on(sigmas, model.get_model_object("model_sampling"))
+    pipeline(pictures.movedim(-1, 1), PROMPTS[0], masks, NEGATIVE, STEPS, 5.0, noise=noise)
+    near(ours, pipeline.latents)
+
+
+def test_another_lora_beside_it(host):
+    pictures, masks = photo(64, 64), masks_for(64, 64)
+    after = host.by_stock_loader("_other", model=host.by_our_loader())
+    before = host.by_our_loader(model=host.by_stock_loader("_other"))
+    ours, sigmas, noise = host.sample(after, *host.conditioned(after, pictures, masks, PROMPTS[:1]), 5.0)
+    pipeline = host.pipeline(other=True).on(sigmas, after.get_model_object("model_sampling"))
+    pipeline(pictures.movedim(-1, 1), PROMPTS[0], masks, NEGATIVE, STEPS, 5.0, noise=noise)
+    near(ours, pipeline.latents)
+    near(host.sample(before, *host.conditioned(before, pictures, masks, PROMPTS[:1]), 5.0)[0], ours, 1e-5)
+
+
+@pytest.mark.parametrize("unload", [True, False])
+@pytest.mark.parametrize("name", ["embedded", "sdxl"])
+def test_the_base_model_is_bit_for_bit_as_before(hosts, name, unload):
+    host = hosts[name]
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    texts = host.encode(PROMPTS[:1]), host.encode([NEGATIVE])
+    before = host.sample(host.model, *texts, latent, 5.0)[0]
+    host.relit(host.by_our_loader(), photo(64, 64), masks_for(64, 64))
+    if unload:
+        comfy.model_management.unload_all_models()
+        assert host.model.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 4
+    assert torch.equal(host.sample(host.model, *texts, latent, 5.0)[0], before)
+
+
+@pytest.mark.parametrize("prepared", ["before", "after"])
+def test_an_area_sees_its_part_of_the_photo(host, prepared):
+    model, seen = host.by_our_loader(), []
+    pictures, masks = photo(96, 128), masks_for(96, 128)
+
+    def watch(execute, x, t, c_concat=None, *rest, **options):
+        seen.append(c_concat)
+        return execute(x, t, c_concat, *rest, **options)
+
+    area = comfyui_nodes.ConditioningSetArea().append
+    texts, positive = host.encode(PROMPTS[:1]), host.encode(PROMPTS[1:])
+    negative = host.encode([NEGATIVE])
+    if prepared == "before":
+        both = texts + area(positive, 64, 48, 40, 24, 1.0)[0]
+        both, negative, latent = RelightConditioning.execute(
+            model, both, negative, host.vae, pictures, masks
+        ).result
+    else:
+        whole, negative, latent = host.conditioned(model, pictures, masks, PROMPTS[:1])
+        part = host.conditioned(model, pictures, masks, PROMPTS[1:])[0]
+        both = whole + area(part, 64, 48, 40, 24, 1.0)[0]
+    model = model.clone()
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.APPLY_MODEL, watch)
+    found = host.sample(model, both, negative, latent)[0]
+    concat = both[0][1]["noise_concat"]
+    parts = [tensor for tensor in seen if tensor.shape[-2:] == (6, 8)]
+    assert len(parts) == STEPS and len(seen) == 2 * STEPS
+    assert all(torch.equal(part, concat[..., 3:9, 5:13]) for part in parts)
+    alone = host.relit(model, pictures, masks, PROMPTS[:1])
+    changed = (found - alone).abs().amax((0, 1))
+    assert changed[3:9, 5:13].min() > 1e-3
+
+
+def test_a_batch_of_prompts_is_the_prompts_one_by_one(host):
+    model, pictures, masks = host.by_our_loader(), photo(64, 64), masks_for(64, 64)
+    prompts = [*PROMPTS, "a <c> in soft daylight"]
+    together, *_, noise = host.sample(model, *host.conditioned(model, pictures, masks, prompts), 5.0)
+    for index, prompt in enumerate(prompts):
+        positive, negative, latent = host.conditioned(model, pictures, masks, [prompt])
+        assert latent["samples"].shape == (1, 4, 8, 8)
+        one = comfy.sample.sample_custom(
+            model, noise[index : index + 1], 5.0, comfy.samplers.sampler_object("euler"),
+            comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", STEPS), positive,
+            negative, latent["samples"], seed=0, disable_pbar=True,
+        )  # fmt: skip
+        near(model.get_model_object("latent_format").process_in(one), together[index : index + 1])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks", "prompts", "batch"),
+    [(1, 1, 1, 1), (2, 1, 1, 2), (2, 2, 1, 2), (1, 3, 1, 3), (1, 1, 3, 3), (3, 3, 3, 3), (4, 2, 2, 4)],
+)
+def test_batches_of_photos_masks_and_prompts(host, pictures, masks, prompts, batch):
+    model = host.by_our_loader()
+    shown, where = photo(64, 48, batch=pictures), masks_for(64, 48, masks)
+    texts = host.encode([f"a <c> {number}" for number in range(prompts)])
+    positive, negative, latent = RelightConditioning.execute(
+        model, texts, host.encode([NEGATIVE]), host.vae, shown, where
+    ).result
+    concat = positive[0][1]["noise_concat"]
+    assert latent["samples"].shape == (batch, 4, 8, 6) and not latent["samples"].any()
+    assert concat.shape == (batch, 5, 8, 6) and torch.equal(negative[0][1]["noise_concat"], concat)
+    scale = model.get_model_object("latent_format").scale_factor
+    for index in range(batch):
+        own = host.vae.encode(shown[index % pictures][None]) * scale
+        assert torch.allclose(concat[index : index + 1, 1:], own, atol=1e-5)
+        assert not masks > 1 or (concat[index, 0] == concat[0, 0]).all() == (index % masks == 0)
+    assert "noise_concat" not in texts[0][1], "the conditioning that went in is left as it was"
+
+
+def test_the_stock_ksampler_takes_its_outputs(host):
+    model = host.by_our_loader()
+    positive, negative, latent = host.conditioned(model, photo(64, 64), masks_for(64, 64), PROMPTS[:1])
+    done = comfyui_nodes.common_ksampler(model, 0, 3, 4.0, "dpmpp_2m", "karras", positive, negative, latent)[0]
+    assert torch.isfinite(done["samples"]).all() and done["samples"].std() > 0.01
+
+
+def test_a_mask_of_another_size_is_resized_and_cut_with_the_photo(host):
+    model, pictures = host.by_our_loader(), photo(131, 92)
+    small, large = masks_for(131, 92), masks_for(262, 184)
+    found = [host.conditioned(model, pictures, mask)[0][0][1]["noise_concat"][0, 0] for mask in (small, large)]
+    assert (found[0] - found[1]).abs().max() < 0.02
+    # Of 131 x 92 pixels VAE Encode takes the 128 x 88 from row 1 and column 2 on.
+    assert torch.equal(found[0], latent_mask(small[:, None, 1:129, 2:90], (16, 11))[0, 0])
+
+
+def test_structure_guidance_after_it(host):
+    source, masks = photo(128, 128), masks_for(128, 128)
+    model = host.by_our_loader()
+    guided = StructureGuidanceNode.execute(model, host.vae, source, 0.4, 10000.0, False, 60).result[0]
+    reference = host.vae.decode(host.vae.encode(source)).movedim(-1, 1)
+    out = model.get_model_object("latent_format").process_out
+    plain, kept = (host.relit(each, source, masks, PROMPTS[:1], 5.0) for each in (model, guided))
+    plain, kept = (host.vae.decode(out(latent)).movedim(-1, 1) for latent in (plain, kept))
+    assert structure_loss(kept, reference).mean() < 0.5 * structure_loss(plain, reference).mean()
+
+
+def test_one_black_mask_of_several_is_told(host, caplog):
+    model, masks = host.by_our_loader(), masks_for(64, 64, 2)
+    masks[1] = 0
+    host.conditioned(model, photo(64, 64, batch=2), masks)
+    assert "Relight Conditioning: mask 2 is black" in caplog.text
+
+
+def test_two_first_convolutions_are_told(host, caplog):
+    host.by_our_loader(model=host.by_our_loader("_conv_in"))
+    assert "first convolution of this MODEL is changed already" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": None}, "the vae input is empty"),
+        ({"model": ""}, "the MODEL takes 4 channels, relighting needs 9: put Relight LoRA Loader before it"),
+        ({"model": "_lora"}, "the MODEL takes 4 channels"),
+        ({"mask": torch.zeros(1, 64, 64)}, "the mask is black, so nobody would be kept"),
+        ({"mask": torch.ones(1, 64, 128)}, "mask is 128x64, image is 64x64"),
+        ({"mask": 2 * torch.ones(1, 64, 64)}, "mask has values from 2 to 2"),
+        ({"mask": torch.ones(3, 64, 64), "image": photo(64, 64, batch=2)}, "batch of 2, .* fit a batch of 3"),
+        ({"image": torch.rand(1, 64, 64, 4)}, "image has 4 channels"),
+        ({"image": torch.rand(1, 4, 64, 3)}, "image is 64x4 pixels, smaller"),
+        ({"prompts": PROMPTS, "image": photo(64, 64, batch=3)}, "2 prompts do not fit a batch of 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(host, changes, message):
+    inputs = {"vae": host.vae, "mask": torch.ones(1, 64, 64), "image": photo(64, 64), "prompts": PROMPTS[:1]} | changes
+    model = host.by_our_loader()
+    if "model" in changes:
+        model = host.by_our_loader("_lora") if changes["model"] else host.model
+    with pytest.raises(ValueError, match=f"Relight Conditioning: .*{message}"):
+        texts = host.encode(inputs["prompts"]), host.encode([NEGATIVE])
+        RelightConditioning.execute(model, *texts, inputs["vae"], inputs["image"], inputs["mask"])
+
+
+def test_a_vae_of_another_family_is_refused(host):
+    from tiny_models import block_vae, video_vae
+
+    model = host.by_our_loader()
+    for vae in (block_vae(16), video_vae()):
+        with pytest.raises(ValueError, match="Relight Conditioning: the VAE makes latents of the shape"):
+            RelightConditioning.execute(
+                model, host.encode(PROMPTS), host.encode([NEGATIVE]), vae, photo(64, 64), masks_for(64, 64)
+            )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        ("_other", "does not say the order of its channels: it is no file of IDetail"),
+        ("_turned", "with the channels 'source,mask,noisy', ComfyUI's are 'noisy,mask,source'"),
+        ("_broken", "cannot be read .*: give a file of idetail-lora"),
+    ],
+)
+def test_a_wrong_file_is_refused(host, suffix, message):
+    (host.folder / host.file("_broken")).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=f"Relight LoRA Loader: .*{message}"):
+        host.by_our_loader(suffix)
+
+
+def test_a_file_of_another_base_is_refused(hosts):
+    one, other = hosts.values()
+    for model, host in ((one.model, other), (other.model, one), (tiny_flux(), one)):
+        for suffix in ("", "_conv_in", "_lora"):
+            with pytest.raises(ValueError, match=f"{host.name}{suffix}.safetensors was trained on another base model"):
+                host.by_our_loader(suffix, model=model)
+
+
+def test_a_model_that_is_widened_at_the_moment_can_be_given_another_file(host):
+    comfy.model_management.load_models_gpu([host.by_our_loader()])
+    assert host.model.model.diffusion_model.input_blocks[0][0].weight.shape[1] == 9
+    host.conditioned(host.by_our_loader(), photo(64, 64), masks_for(64, 64))
+    with pytest.raises(ValueError, match="the MODEL takes 4 channels"):
+        host.conditioned(host.model, photo(64, 64), masks_for(64, 64))
+
+
+def prompts_of(*arguments) -> list[str]:
+    return RelightPrompt.execute(*arguments).result[0]
+
+
+def test_prompts():
+    assert prompts_of("pantone", 1, "") == ["a colorful portrait of a <c> in red and blue light, dramatic lighting"]
+    assert prompts_of(NONE, 2, " on a ship ") == ["a <c> and a <c>, on a ship"]
+    assert prompts_of("dark shadow", 1, "", "anna ")[0].startswith("a dark portrait of a anna,")
+    assert prompts_of(TRAINED, 1, "") == [prompt.caption() for prompt in TARGET_PROMPTS]
+    assert len(prompts_of(ALL, 1, "")) == len(EFFECTS) == 15
+    with pytest.raises(ValueError, match="Relight Prompt: the placeholder is empty"):
+        prompts_of(NONE, 1, "", " ")
+    with pytest.raises(ValueError, match="Relight Prompt: effect is 'disco': choose one of"):
+        prompts_of("disco", 1, "")
