@@ -35,31 +35,34 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS, NEGATIVE, STEPS = ["a portrait of a <c> at golden hour", "a <c> in red and blue light"], "a blurry person", 4
 
 
-def random_lora(unet, draw, rank=4) -> dict[str, torch.Tensor]:
-    """What training a LoRA on IDetail's layers leaves, by parameter name."""
+def random_lora(unet, draw, dtype=torch.float32, rank=4) -> dict[str, torch.Tensor]:
+    """A LoRA on IDetail's layers as training exports it."""
     weights = {}
     for layer in target_layers(unet, "idetail"):
         shape = unet.get_submodule(layer).weight.shape
         down, up = (rank, *shape[1:]), (shape[0], rank, *[1] * (len(shape) - 2))
         weights[f"{layer}.lora.down.weight"] = torch.randn(down, generator=draw) / shape[1:].numel() ** 0.5
         weights[f"{layer}.lora.up.weight"] = 0.3 * torch.randn(up, generator=draw) / rank**0.5
-    return weights
+    return kohya_tensors(weights, rank / 2, dtype)
 
 
-def write_adapter(unet, folder, seed: int = 0) -> None:
+def random_conv_in(unet, draw) -> dict[str, torch.Tensor]:
+    """A first convolution of nine channels as training exports it."""
+    shape = unet.conv_in.weight.shape
+    change = 0.1 * torch.randn(shape[0], 2 * shape[1] + 1, *shape[2:], generator=draw)
+    return conv_in_tensors(change, 0.1 * torch.randn(shape[0], generator=draw))
+
+
+def write_adapter(unet, folder) -> None:
     """The three files that idetail-lora exports, with random values, and a LoRA of somebody else."""
-    draw = torch.Generator().manual_seed(seed)
-    out, latent = unet.conv_in.out_channels, unet.conv_in.in_channels
-    change = 0.1 * torch.randn(out, 2 * latent + 1, 3, 3, generator=draw)
-    first = conv_in_tensors(change, 0.1 * torch.randn(out, generator=draw))
-    lora, other = (kohya_tensors(random_lora(unet, draw), 2.0, torch.float32) for _ in range(2))
+    draw = torch.Generator().manual_seed(0)
+    first, lora, other = random_conv_in(unet, draw), random_lora(unet, draw), random_lora(unet, draw)
+    name, whole = folder.name, {**first, **lora}
+    for suffix, tensors in {"": whole, "_conv_in": first, "_lora": lora}.items():
+        save_file(tensors, folder / f"{name}{suffix}.safetensors", metadata={ORDER: ORDERS[0]})
+    save_file(whole, folder / f"{name}_turned.safetensors", metadata={ORDER: ORDERS[1]})
+    save_file(other, folder / f"{name}_other.safetensors")
     folder_paths.add_model_folder_path("loras", str(folder))
-    prefix = folder.name
-    files = {prefix: {**first, **lora}, f"{prefix}_conv_in": first, f"{prefix}_lora": lora}
-    for name, tensors in files.items():
-        save_file(tensors, folder / f"{name}.safetensors", metadata={ORDER: ORDERS[0]})
-    save_file(files[prefix], folder / f"{prefix}_turned.safetensors", metadata={ORDER: ORDERS[1]})
-    save_file(other, folder / f"{prefix}_other.safetensors")
 
 
 class Host:
