@@ -113,8 +113,9 @@ def encoded_photo(model, vae, image: torch.Tensor, mask: torch.Tensor) -> tuple[
 
 def warn_of_nobody(mask: torch.Tensor) -> None:
     """A black mask keeps nobody: an error if all are, else told in the log."""
-    empty = [number for number, one in enumerate(mask.reshape(-1, *mask.shape[-2:]), 1) if not one.any()]
-    if len(empty) == mask.numel() // max(1, mask.shape[-2:].numel()):
+    each = mask.flatten(0, -3) if mask.ndim > 2 else mask[None]
+    empty = [number for number, one in enumerate(each, 1) if not one.any()]
+    if len(empty) == len(each):
         raise ValueError(
             "the mask is black, so nobody would be kept: connect Foreground Mask, or a mask that is white where the "
             "people are (the mask of Load Image is white where a picture is transparent, and black without that)."

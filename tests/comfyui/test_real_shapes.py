@@ -12,8 +12,8 @@ from likeness.pipelines.idetail.adapter import ORDER
 from likeness.pipelines.idetail.conditioning import ORDERS
 from likeness.pipelines.images import from_uint8, save_image
 from likeness.pipelines.weights.architectures import unet_config
+from relight_hosts import random_conv_in, random_lora
 from safetensors.torch import save_file
-from test_idetail import random_conv_in, random_lora
 from test_weights import comfyui_unet, write_full_size
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "examples_workflows"
