@@ -5,6 +5,7 @@ from typing_extensions import override
 
 from .detail_restore import DetailRestore
 from .faces import DetectFaces, FaceCrop, IdentityFromFaces, LoadIdentity, PasteFaceBack, SaveIdentity
+from .idetail import RelightConditioning, RelightLoraLoader, RelightPrompt
 from .masks import CleanMask, MaskEdgeBand, SoftenMask, UpsampleMaskToEdges
 from .models import LoadEmbeddedPortraitModel
 from .person_masks import ClothingMask, FaceMask, ForegroundMask, SplitPeopleMask
@@ -21,7 +22,7 @@ class LikenessExtension(ComfyExtension):
         return [
             StructureGuidanceNode, StructureRefine, EditGuiderNode, VirtualInversionSampler, DdimInversionSampler,
             UpsampleMaskToEdges, EditMaskFromWords, StructureScore, LoadEmbeddedPortraitModel,
-            Weights, PortraitScores, KeepBest,
+            Weights, PortraitScores, KeepBest, RelightConditioning, RelightLoraLoader, RelightPrompt,
             DetectFaces, FaceCrop, PasteFaceBack, IdentityFromFaces, SaveIdentity, LoadIdentity,
             ForegroundMask, ClothingMask, FaceMask, SplitPeopleMask, SoftenMask, CleanMask, MaskEdgeBand,
             DetailRestore,

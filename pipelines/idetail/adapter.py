@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..training.lora import merge_kohya
 from .conditioning import ORDERS, slots
 
 # Trained on the embedded models; its card lies beside it.
@@ -146,6 +145,8 @@ def apply_adapter(unet: nn.Module, path: Path, strength: float = 1.0) -> str:
 
     ``strength`` is of the LoRA; the first convolution is always whole. Raises ``ValueError`` as ``read_adapter``.
     """
+    from ..training.lora import merge_kohya  # the whole trainer, which reading a file in ComfyUI need not wait for
+
     tensors, order = read_adapter(path)
     first, rest = split_adapter(tensors)
     apply_conv_in(unet, first, order)

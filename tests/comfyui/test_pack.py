@@ -23,7 +23,7 @@ WORKFLOWS = ROOT / "examples_workflows"
 NAMES = (
     "StructureGuidance", "StructureRefine", "UpsampleMaskToEdges", "StructureScore",
     "EditGuider", "VirtualInversionSampler", "DDIMInversionSampler", "EditMask", "LoadEmbeddedPortraitModel",
-    "Weights", "PortraitScores", "KeepBest",
+    "Weights", "PortraitScores", "KeepBest", "RelightConditioning", "RelightLoraLoader", "RelightPrompt",
     "DetectFaces", "FaceCrop", "PasteFaceBack", "IdentityFromFaces", "SaveIdentity", "LoadIdentity",
     "ForegroundMask", "ClothingMask", "FaceMask", "SplitPeopleMask", "SoftenMask", "CleanMask", "MaskEdgeBand",
     "DetailRestore",
