@@ -11,8 +11,7 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..pipelines.embedded import RELIGHT
-from ..pipelines.idetail.adapter import CONV_IN, read_adapter, split_adapter
+from ..pipelines.idetail.adapter import CONV_IN, SHIPPED, read_adapter, split_adapter
 from ..pipelines.idetail.conditioning import ORDERS, latent_mask
 from ..pipelines.idetail.prompts import EFFECTS, PLACEHOLDER, TARGET_PROMPTS, relight_prompt
 from ..pipelines.images import check_image, check_mask, match_batch
@@ -181,11 +180,11 @@ class RelightLoraLoader(io.ComfyNode):
 
 def adapter_names() -> list[str]:
     """The files to choose from, the one that comes with the pack first."""
-    return [*([EMBEDDED] if RELIGHT.is_file() else []), *folder_paths.get_filename_list("loras")]
+    return [*([EMBEDDED] if SHIPPED.is_file() else []), *folder_paths.get_filename_list("loras")]
 
 
 def adapter_path(file: str) -> Path:
-    return RELIGHT if file == EMBEDDED else Path(folder_paths.get_full_path_or_raise("loras", file))
+    return SHIPPED if file == EMBEDDED else Path(folder_paths.get_full_path_or_raise("loras", file))
 
 
 def check_fits(model, file: str, tensors: dict[str, torch.Tensor]) -> None:

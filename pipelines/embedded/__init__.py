@@ -11,5 +11,3 @@ from pathlib import Path
 
 # Here and not where it is used, so that the node which loads it need not import diffusers.
 SHIPPED = Path(__file__).parent / "weights"
-# IDetail's adapter for it, one file as idetail-lora exports it.
-RELIGHT = SHIPPED / "idetail" / "relight.safetensors"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .conditioning import ORDERS, slots
 
 # Trained on the embedded models; its card lies beside it.
-EMBEDDED = Path(__file__).with_name("weights") / "relight.safetensors"
+SHIPPED = Path(__file__).with_name("weights") / "relight.safetensors"
 CONV_IN = "lora_unet_conv_in"
 ORDER = "likeness_idetail_channels"
 

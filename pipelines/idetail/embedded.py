@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ..embedded import SHIPPED
+from ..embedded import SHIPPED as BASE
 from ..embedded.family import load_family
-from .adapter import EMBEDDED
+from .adapter import SHIPPED
 from .pipeline import RelightPipeline
 
 
-def embedded_relight_pipeline(base: Path = SHIPPED, adapter: Path = EMBEDDED) -> RelightPipeline:
+def embedded_relight_pipeline(base: Path = BASE, adapter: Path = SHIPPED) -> RelightPipeline:
     """A ``RelightPipeline`` of the embedded models; raises ``ValueError`` where files are missing."""
     return RelightPipeline.from_base(load_family(base).base, adapter)
