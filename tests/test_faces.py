@@ -184,6 +184,20 @@ def test_missing_and_broken_files_are_named_with_the_place_they_belong(models, t
         load_backend("other", BackendSettings(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["embedded", "opencv"])
+def test_a_missing_embedder_is_told_before_anything_is_searched(models, tmp_path, monkeypatch, name):
+    detector = models / "likeness" / "yunet" / "face_detection_yunet_2023mar.onnx"
+    (tmp_path / "likeness" / "yunet").mkdir(parents=True)
+    (tmp_path / "likeness" / "yunet" / detector.name).write_bytes(detector.read_bytes())
+    monkeypatch.setattr("likeness.pipelines.embedded.SHIPPED", tmp_path)
+    backend, asked = load_backend(name, BackendSettings(tmp_path)), []
+    monkeypatch.setattr(backend, "detect", lambda images, on_step: asked.append(1) or [[] for _ in images])
+    with pytest.raises(ValueError, match="needs face_recognition_sface_2021dec.onnx|face embedder has no weights"):
+        find_faces(backend, torch.zeros(1, 3, 64, 64))
+    assert not asked
+    assert find_faces(backend, torch.zeros(1, 3, 64, 64), embed=False).count == 0 and asked
+
+
 def test_the_embedded_backend_embeds_aligned_faces_with_the_network_beside_it(tmp_path, monkeypatch):
     from likeness.pipelines.embedded.architectures import build, convnext
     from likeness.pipelines.embedded.components import TRANSFORMERS, plain_config, save_component

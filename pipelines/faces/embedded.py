@@ -43,6 +43,10 @@ class EmbeddedBackend:
             on_step(number, len(images))
         return found
 
+    def prepare_embedder(self) -> None:
+        """See ``FaceBackend``."""
+        _ = self._network
+
     @torch.no_grad()
     def embed(self, images: Tensor, faces: list[list[Face]], on_step: OnStep = quiet) -> list[list[Face]]:
         """See ``FaceBackend``."""
