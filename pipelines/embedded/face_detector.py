@@ -133,7 +133,7 @@ class TrainFaceDetector(PortraitTask):
         self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
     ) -> Validation:
         count = min(200 if steps is None else 8, len(self.held_out))
-        return Validation({}, detection_scores(network, self.held_out, range(count), check_stop))
+        return Validation({}, detection_scores(network, self.held_out, count, lambda *_: check_stop()))
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         config = {**face_backbone().config.to_dict(), "architectures": [FaceDetector.__name__]}
@@ -141,33 +141,32 @@ class TrainFaceDetector(PortraitTask):
 
 
 def detection_scores(
-    network: FaceDetector, portraits: PortraitSet, indices, check_stop: Callable[..., None] = lambda: None,
-    least: float = 0.5,
-) -> dict[str, float]:  # fmt: skip
-    """How well the faces of these portraits are found, with scores of at least ``least``.
+    network: FaceDetector, portraits: PortraitSet, count: int, on_step: Callable[[int, int], None], least: float = 0.5
+) -> dict[str, float]:
+    """How well the faces of the first ``count`` portraits are found, counting scores of at least ``least``.
 
-    faces found: share of portraits with a face on the true one (intersection over union of at least a half); landmark
-    error: mean over these, in distances between the eyes (1 where none was found); false faces: those beside, for
-    each portrait; mean overlap with the true box.
+    A face is found if one lies on the true box with an intersection over union of a half or more. The mean error of
+    its landmarks, in distances between the eyes, and the mean overlap are of those found (1 and 0 where none is);
+    false faces are all others. ``on_step(done, total)`` may raise to stop.
     """
     device = next(network.parameters()).device
-    overlaps, errors, beside = [], [], 0
-    for index in indices:
-        check_stop()
-        truth, points = portraits.truth[index], landmarks_of(portraits.truth[index])
+    overlaps, errors, others = [], [], 0
+    for index in range(count):
+        truth = portraits.truth[index]
         faces = find_portrait_faces(network, portraits.picture(index) / 2 + 0.5, device)
         faces = [face for face in faces if face.score >= least]
         hits = [face for face in faces if box_overlap(face.box, truth["face_box"]) >= FOUND_OVERLAP]
-        beside += len(faces) - len(hits[:1])
+        others += len(faces) - len(hits[:1])
         if hits:
             overlaps.append(box_overlap(hits[0].box, truth["face_box"]))
-            errors.append(landmark_error(hits[0], points))
+            errors.append(landmark_error(hits[0], landmarks_of(truth)))
+        on_step(index + 1, count)
     found = len(overlaps)
     return {
-        "faces found": found / len(indices),
-        "landmark error": sum(errors) / found if found else 1.0,
-        "false faces": beside / len(indices),
-        "overlap": sum(overlaps) / found if found else 0.0,
+        "faces found": found / count,
+        "landmark error (eye distances)": sum(errors) / found if found else 1.0,
+        "false faces a picture": others / count,
+        "overlap with the true box": sum(overlaps) / found if found else 0.0,
     }
 
 

@@ -16,7 +16,8 @@ from .face import Face
 
 SIDES = (128, 256)  # of the longer side, in pixels: the first shows it large faces, the second small ones
 STRIDE, MULTIPLE = 8, 16  # pixels of a cell; sides that the network can halve
-MIRRORED = (1, 0, 2, 4, 3)  # the five landmarks as a mirror shows them
+# Where a mirror shows x and y of a box's corners and of the five landmarks.
+MIRRORED_BOX, MIRRORED_POINTS = (2, 1, 0, 3), (2, 3, 0, 1, 4, 5, 8, 9, 6, 7)
 LOWEST_SCORE = 0.1
 MOST_CELLS = 200
 SAME_FACE = 0.45  # overlap from which on two answers are of one face
@@ -46,30 +47,25 @@ def _faces_at(network: Network, picture: Tensor, scale: float) -> list[Face]:
     height, width = picture.shape[-2:]
     below, beside = -height % MULTIPLE, -width % MULTIPLE
     padded = pad(picture, [0, beside, 0, below], mode="replicate")
-    logits, boxes, points = (
-        (one[:1] + one[1:].flip(-1)) / 2 if one.ndim == 3 else one
-        for one in network(torch.cat([padded, padded.flip(-1)]))
-    )
-    boxes = _with_mirror(boxes.unflatten(1, (2, 2)), (1, 0))
-    points = _with_mirror(points.unflatten(1, (5, 2)), MIRRORED)
-    scores = logits[0].sigmoid().flatten()
+    logits, boxes, points = network(torch.cat([padded, padded.flip(-1)]))
+    scores = ((logits[0] + logits[1].flip(-1)) / 2).sigmoid().flatten()
+    places = torch.cat([_with_mirror(boxes, MIRRORED_BOX), _with_mirror(points, MIRRORED_POINTS)])
     chosen = scores.topk(min(MOST_CELLS, len(scores))).indices
     chosen = chosen[scores[chosen] >= LOWEST_SCORE]
     columns = logits.shape[-1]
     middles = (torch.stack([chosen % columns, chosen // columns], 1) + 0.5) * STRIDE
-    corners = (boxes.flatten(2)[..., chosen].permute(2, 0, 1) + middles[:, None]) / scale
-    landmarks = (points.flatten(2)[..., chosen].permute(2, 0, 1) + middles[:, None]) / scale
+    places = ((places.flatten(1)[:, chosen].T.unflatten(1, (7, 2)) + middles[:, None]) / scale).cpu()
     return [
-        Face(tuple(box.flatten().tolist()), float(score), five)
-        for box, score, five in zip(corners.cpu(), scores[chosen].cpu(), landmarks.cpu(), strict=True)
-        if bool((box[1] > box[0]).all())
+        Face(tuple(place[:2].flatten().tolist()), float(score), place[2:])
+        for place, score in zip(places, scores[chosen].cpu(), strict=True)
+        if bool((place[1] > place[0]).all())
     ]
 
 
 def _with_mirror(answers: Tensor, order: tuple[int, ...]) -> Tensor:
-    """The mean [N, 2, h, w] of the answers [2, N, 2, h, w] to a picture and to its mirror image."""
-    theirs = answers[1].flip(-1)[list(order)] * answers.new_tensor([-1, 1])[:, None, None]
-    return (answers[0] + theirs) / 2
+    """The mean [2 N, h, w] of the answers [2, 2 N, h, w] to a picture and to its mirror image; x and y by turns."""
+    signs = answers.new_tensor([-1.0, 1.0]).repeat(len(order) // 2)
+    return (answers[0] + signs[:, None, None] * answers[1].flip(-1)[list(order)]) / 2
 
 
 def merged(found: list[Face]) -> list[Face]:
