@@ -14,7 +14,6 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    ConvNextBackbone,
     ConvNextConfig,
     ConvNextModel,
 )
@@ -56,11 +55,6 @@ CONVNEXT = {
     "hidden_sizes": [32, 64, 96, 160], "depths": [1, 1, 2, 1], "patch_size": 2, "num_channels": 3,
     "image_size": FACE_SIZE, "layer_scale_init_value": 0.0,
 }  # fmt: skip
-# Cells of 8 and of 16 pixels are what its last two stages see; with its head a third of a million weights.
-FACE_BACKBONE = {
-    "hidden_sizes": [24, 48, 96], "depths": [1, 2, 3], "num_stages": 3, "patch_size": 4, "num_channels": 3,
-    "layer_scale_init_value": 0.0, "out_features": ["stage2", "stage3"],
-}  # fmt: skip
 
 
 def autoencoder() -> AutoencoderKL:
@@ -91,11 +85,6 @@ def image_encoder() -> CLIPVisionModelWithProjection:
 def convnext() -> ConvNextModel:
     """Pictures of 64x64 pixels or so, [B, 3, H, W] in -1..1, to ``pooler_output`` [B, 160]; no batch statistics."""
     return ConvNextModel(ConvNextConfig(**CONVNEXT))
-
-
-def face_backbone() -> ConvNextBackbone:
-    """Pictures [B, 3, H, W] in -1..1, sides multiples of 16, to ``feature_maps`` of an 8th and a 16th of them."""
-    return ConvNextBackbone(ConvNextConfig(**FACE_BACKBONE))
 
 
 def build(make: Callable[..., nn.Module], *arguments, seed: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """Training the embedded face detector: a small network that answers, for every cell of a grid, whether the middle of a
-face is there, and if so where its box and its landmarks are (as Zhou et al. 2019, Objects as Points, with every cell
-near the middle answering)."""
+face is there, and where box and landmarks of the face are that the cell lies in (after Zhou et al. 2019, Objects as
+Points, with every cell near the middle answering)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +17,20 @@ from ..faces.face import Face
 from ..faces.portrait_world import STRIDE, find_portrait_faces
 from ..images import from_uint8, to_uint8
 from ..training.task import BatchRandom, Example, Validation
-from .architectures import build, face_backbone
+from .architectures import GROUPS, build
 from .components import TRANSFORMERS, save_component
 from .face_embedder import landmarks_of
 from .face_scenes import CANVAS, FaceScene, Portrait, SceneSettings, face_scene
 from .portrait_set import DataSettings, PortraitSet, PortraitTask
 
+WIDTHS = (16, 24, 48, 72)  # channels at a half, a quarter, an eighth and a sixteenth of the picture's sides
 UNIT = 32.0  # pixels that count as 1 in the network
 CELLS = CANVAS // STRIDE
-# In parts of a box's width and height from its middle: cells that answer for the face, and those that need not know.
-CORE, RIM = 0.18, 0.4
+# In parts of a box's width and height from its middle: cells that say that there is a face, those that need not know,
+# and those that know its landmarks.
+CORE, RIM, WHOLE = 0.18, 0.4, 0.5
+# A cell counts for a landmark by its distance from it: this part of the face's size, and this least.
+NEAR, LEAST = 0.25, 0.05
 # Which part of a box has to be in the picture for a face, and for what is no longer none.
 SEEN, TRACE = 0.6, 0.25
 GAMMA = 2.0  # of the focal loss (Lin et al. 2017): cells that are told rightly count little
@@ -38,28 +42,55 @@ class FaceDetectorSettings(DataSettings):
     """Face detector: data, weights of the losses."""
 
     boxes: float = option(1.0, "weight of the error of boxes, in parts of the face's size", minimum=0)
-    landmarks: float = option(4.0, "weight of the error of landmarks, in parts of the face's size", minimum=0)
+    landmarks: float = option(6.0, "weight of the error of landmarks, in parts of the face's size", minimum=0)
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut; groups are normalised, for statistics of batches are no weights."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.inside = nn.Sequential(
+            convolution(inputs, outputs, 3, stride), nn.ReLU(), convolution(outputs, outputs, 3)
+        )  # fmt: skip
+        nn.init.zeros_(self.inside[-1][1].weight)  # so that it is born as its shortcut
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.relu(self.shortcut(features) + self.inside(features))
+
+
+def convolution(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Sequential:
+    """A convolution and the normalisation of its groups."""
+    layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
+    return nn.Sequential(layer, nn.GroupNorm(GROUPS, outputs))
 
 
 class FaceDetector(nn.Module):
-    """A ConvNeXt of three stages; its last two, laid on each other, answer for cells of 8x8 pixels."""
+    """A residual network; what it knows of cells of 8 and of 16 pixels, laid on each other, answers for those of 8."""
 
     def __init__(self):
         super().__init__()
-        self.backbone = face_backbone()
-        *_, fine, coarse = self.backbone.config.hidden_sizes
-        self.head = nn.Sequential(
-            nn.Conv2d(fine + coarse, fine, 1), nn.GELU(), nn.Conv2d(fine, fine, 3, padding=1), nn.GELU(),
-            nn.Conv2d(fine, 15, 1),
+        first, second, third, fourth = WIDTHS
+        self.stem = nn.Sequential(
+            convolution(3, first, 3, 2), nn.ReLU(), convolution(first, second, 3, 2), nn.ReLU(),
+            Residual(second, second),
         )  # fmt: skip
+        self.fine = nn.Sequential(Residual(second, third, 2), Residual(third, third))
+        self.coarse = nn.Sequential(Residual(third, fourth, 2), Residual(fourth, fourth))
+        self.joined = nn.Sequential(convolution(third + fourth, third, 1), nn.ReLU(), Residual(third, third))
+        self.answers = nn.Conv2d(third, 15, 1)
+        nn.init.constant_(self.answers.bias[:1], -3.0)  # few cells are faces
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, h, w], boxes [B, 4, h, w], landmarks [B, 10, h, w] of pixels [B, 3, 16 i, 16 j] in -1..1.
 
         Boxes (x0, y0, x1, y1) and landmarks (x, y, x, ...) are in pixels from the middle of the cell.
         """
-        fine, coarse = self.backbone(pixels).feature_maps
-        answers = self.head(torch.cat([fine, interpolate(coarse, scale_factor=2.0, mode="nearest")], 1)).float()
+        fine = self.fine(self.stem(pixels))
+        coarse = interpolate(self.coarse(fine), scale_factor=2.0, mode="nearest")
+        answers = self.answers(self.joined(torch.cat([fine, coarse], 1))).float()
         return answers[:, 0], UNIT * answers[:, 1:5], UNIT * answers[:, 5:]
 
 
@@ -67,15 +98,14 @@ def cell_targets(scene: FaceScene) -> dict[str, Tensor]:
     """What the cells of a picture of 128x128 should answer.
 
     face [h, w], 1 or 0; counts [h, w], 0 where either is right; places [14, h, w], box and landmarks in pixels from
-    the cell's middle; size [h, w] of the cell's face in pixels, 1 where there is none.
+    the cell's middle; matters [14, h, w], how much these count; size [h, w] of the cell's face in pixels.
     """
     middles = (torch.arange(CELLS) + 0.5) * STRIDE
     middles = torch.stack(torch.meshgrid(middles, middles, indexing="xy"))
-    face, counts = torch.zeros(CELLS, CELLS), torch.ones(CELLS, CELLS)
-    places, size = torch.zeros(14, CELLS, CELLS), torch.ones(CELLS, CELLS)
+    face, counts, size = torch.zeros(CELLS, CELLS), torch.ones(CELLS, CELLS), torch.ones(CELLS, CELLS)
+    places, matters = torch.zeros(14, CELLS, CELLS), torch.zeros(14, CELLS, CELLS)
     for box, points in zip(scene.boxes, scene.landmarks, strict=True):
-        inside = box.clamp(0, CANVAS)
-        extent = box[2:] - box[:2]
+        inside, extent = box.clamp(0, CANVAS), box[2:] - box[:2]
         seen = float((inside[2:] - inside[:2]).prod() / extent.prod())
         if seen < TRACE:
             continue
@@ -83,12 +113,14 @@ def cell_targets(scene: FaceScene) -> dict[str, Tensor]:
         counts[(away <= RIM) & (face == 0)] = 0
         if seen < SEEN:
             continue
-        core = away <= max(CORE, float(away.min()))
+        core, whole = (away <= max(part, float(away.min())) for part in (CORE, WHOLE))
         face[core], counts[core] = 1, 1
-        size[core] = float(extent.prod().sqrt())
+        size[whole] = width = extent.prod().sqrt()
         values = torch.cat([box, points.flatten()])[:, None, None] - middles.repeat(7, 1, 1)
-        places[:, core] = values[:, core]
-    return {"face": face, "counts": counts, "places": places, "size": size}
+        far = values[4:].unflatten(0, (5, 2)).norm(dim=1) / (NEAR * width)
+        weights = torch.cat([core.expand(4, -1, -1), (LEAST + (-far.square()).exp()).repeat_interleave(2, 0)])
+        places[:, whole], matters[:, whole] = values[:, whole], weights[:, whole]
+    return {"face": face, "counts": counts, "places": places, "matters": matters, "size": size}
 
 
 class TrainFaceDetector(PortraitTask):
@@ -118,16 +150,15 @@ class TrainFaceDetector(PortraitTask):
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         logits, boxes, landmarks = network(batch["pixels"])
-        face, size = batch["face"], batch["size"][:, None]
-        faces = face.sum().clamp(min=1)
+        face, matters = batch["face"], batch["matters"]
         wrong = (face - logits.sigmoid()).abs() ** GAMMA
         told = binary_cross_entropy_with_logits(logits, face, reduction="none") * wrong.detach() * batch["counts"]
-        error = (torch.cat([boxes, landmarks], 1) - batch["places"]).abs() / size * face[:, None]
+        error = (torch.cat([boxes, landmarks], 1) - batch["places"]).abs() / batch["size"][:, None] * matters
+        box, point = (error[:, part].sum() / matters[:, part].sum().clamp(min=1) for part in (slice(4), slice(4, None)))
         return {
-            "faces": told.sum() / faces,
-            "boxes": self.settings.boxes * error[:, :4].sum() / (4 * faces),
-            "landmarks": self.settings.landmarks * error[:, 4:].sum() / (10 * faces),
-        }
+            "faces": told.sum() / face.sum().clamp(min=1),
+            "boxes": self.settings.boxes * box, "landmarks": self.settings.landmarks * point,
+        }  # fmt: skip
 
     def validate(
         self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
@@ -136,7 +167,7 @@ class TrainFaceDetector(PortraitTask):
         return Validation({}, detection_scores(network, self.held_out, count, lambda *_: check_stop()))
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-        config = {**face_backbone().config.to_dict(), "architectures": [FaceDetector.__name__]}
+        config = {"architectures": [FaceDetector.__name__], "widths": list(WIDTHS), "stride": STRIDE}
         save_component(folder / "face_detector", TRANSFORMERS, config, weights, facts)
 
 

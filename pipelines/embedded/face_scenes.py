@@ -23,13 +23,13 @@ MIRRORED = (1, 0, 2, 4, 3)  # the five landmarks as a mirror shows them
 class SceneSettings:
     """How faces are shown.
 
-    windows: sides of what is shown, in pixels of portraits, so that faces are of 15 to 85 pixels; turn: degrees at
-    most; spoilt: share of faces that are made none; hidden: share of faces with something before them; softened, grey:
-    shares of pictures.
+    windows: sides of what is shown, in pixels of portraits, so that faces are some 26 to 65 pixels wide: more than an
+    octave, as pictures are searched in octaves; turn: degrees at most; spoilt: share of faces that are made none;
+    hidden: share of faces with something before them; softened, grey: shares of pictures.
     """
 
-    windows: tuple[float, float] = (80.0, 384.0)
-    turn: float = 25.0
+    windows: tuple[float, float] = (90.0, 220.0)
+    turn: float = 20.0
     spoilt: float = 0.25
     hidden: float = 0.25
     softened: float = 0.4

@@ -1,7 +1,8 @@
-"""Faces of the portrait world: what a small network sees in a picture at two sizes, made into faces.
+"""Faces of the portrait world: what a small network sees in a picture at three sizes, made into faces.
 
 The network is ``embedded.face_detector``'s. It answers for every cell of a grid; cells of one face answer alike, so
-their answers are averaged, and so are those to the picture and to its mirror image.
+their answers are averaged, and so are those to the picture and to its mirror image. Of a landmark the cells around it
+know most, so they are asked once it is known roughly.
 """
 
 import math
@@ -9,18 +10,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import grid_sample, interpolate, pad
 
 from .cascade import box_overlap
 from .face import Face
 
-SIDES = (128, 256)  # of the longer side, in pixels: the first shows it large faces, the second small ones
+# Of the longer side, in pixels. The network knows faces of about an octave: the smallest shows it those that fill the
+# picture, the largest those of a ninth of it.
+SIDES = (64, 128, 256)
 STRIDE, MULTIPLE = 8, 16  # pixels of a cell; sides that the network can halve
 # Where a mirror shows x and y of a box's corners and of the five landmarks.
 MIRRORED_BOX, MIRRORED_POINTS = (2, 1, 0, 3), (2, 3, 0, 1, 4, 5, 8, 9, 6, 7)
 LOWEST_SCORE = 0.1
 MOST_CELLS = 200
 SAME_FACE = 0.45  # overlap from which on two answers are of one face
+ASKED_AGAIN = 2  # times that the cells around a landmark are asked for it
 
 # Pictures [B, 3, H, W] in -1..1 to logits [B, h, w], corners of boxes [B, 4, h, w] and landmarks [B, 10, h, w], both
 # in pixels from the middle of the cell, x before y.
@@ -31,7 +35,7 @@ Network = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 def find_portrait_faces(network: Network, image: Tensor, device: torch.device | str = "cpu") -> list[Face]:
     """The faces in one image [3, H, W] in 0..1, surest first, with landmarks.
 
-    A face is found if it is a twentieth of the longer side wide or more, upright or leaning by up to 30 degrees.
+    A face is found if it is a ninth of the longer side wide or more, upright or leaning by up to some 20 degrees.
     """
     found: list[Face] = []
     for side in SIDES:
@@ -49,17 +53,28 @@ def _faces_at(network: Network, picture: Tensor, scale: float) -> list[Face]:
     padded = pad(picture, [0, beside, 0, below], mode="replicate")
     logits, boxes, points = network(torch.cat([padded, padded.flip(-1)]))
     scores = ((logits[0] + logits[1].flip(-1)) / 2).sigmoid().flatten()
-    places = torch.cat([_with_mirror(boxes, MIRRORED_BOX), _with_mirror(points, MIRRORED_POINTS)])
     chosen = scores.topk(min(MOST_CELLS, len(scores))).indices
     chosen = chosen[scores[chosen] >= LOWEST_SCORE]
-    columns = logits.shape[-1]
-    middles = (torch.stack([chosen % columns, chosen // columns], 1) + 0.5) * STRIDE
-    places = ((places.flatten(1)[:, chosen].T.unflatten(1, (7, 2)) + middles[:, None]) / scale).cpu()
+    rows, columns = (torch.arange(count, device=picture.device) + 0.5 for count in logits.shape[-2:])
+    middles = STRIDE * torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
+    boxes = _with_mirror(boxes, MIRRORED_BOX).unflatten(0, (2, 2)) + middles
+    points = _with_mirror(points, MIRRORED_POINTS).unflatten(0, (5, 2)) + middles
+    corners, landmarks = (answers.flatten(2)[..., chosen].permute(2, 0, 1) for answers in (boxes, points))
+    landmarks = _asked_again(points, landmarks)
+    found = ((corners / scale).cpu(), scores[chosen].cpu(), (landmarks / scale).cpu())
     return [
-        Face(tuple(place[:2].flatten().tolist()), float(score), place[2:])
-        for place, score in zip(places, scores[chosen].cpu(), strict=True)
-        if bool((place[1] > place[0]).all())
-    ]
+        Face(tuple(box.flatten().tolist()), float(score), five)
+        for box, score, five in zip(*found, strict=True) if bool((box[1] > box[0]).all())
+    ]  # fmt: skip
+
+
+def _asked_again(points: Tensor, landmarks: Tensor) -> Tensor:
+    """Landmarks [N, 5, 2] as the cells nearest to them give them; points [5, 2, h, w] are every cell's answers."""
+    size = STRIDE * landmarks.new_tensor([points.shape[-1], points.shape[-2]])
+    for _ in range(ASKED_AGAIN):
+        at = (2 * landmarks / size - 1).transpose(0, 1)[:, :, None]
+        landmarks = grid_sample(points, at, padding_mode="border", align_corners=False)[..., 0].permute(2, 0, 1)
+    return landmarks
 
 
 def _with_mirror(answers: Tensor, order: tuple[int, ...]) -> Tensor:
