@@ -1,6 +1,7 @@
 """The face detector of the portrait world: what it learns from, how its answers become faces, how good it is."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ from likeness.pipelines.embedded.face_scenes import (
 )
 from likeness.pipelines.faces import Face
 from likeness.pipelines.faces.cascade import box_overlap
-from likeness.pipelines.faces.portrait_world import find_portrait_faces, merged
+from likeness.pipelines.faces.portrait_world import AGREE, CLOSE_UP, agreed, find_portrait_faces, merged
 from likeness.pipelines.portraits import group_scene, render, sample_person
-from torch.nn.functional import avg_pool2d, grid_sample
+from torch.nn.functional import grid_sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POINTS = torch.tensor([(50.0, 50.0), (70.0, 52.0), (60.0, 62.0), (52.0, 74.0), (68.0, 75.0)])
@@ -110,48 +111,76 @@ def test_a_face_that_is_cut_off_is_one_then_anything_then_none(shift, face, igno
 # --- how answers become faces
 
 
+MIDDLE = torch.tensor([61.0, 62.0])
+KNOWN = 24, 80  # pixels of the faces that it knows
+
+
 def knowing(pixels: torch.Tensor):
-    """A network that knows a face by one red cell, and which way it looks by the green cell on its left."""
-    red, green = (avg_pool2d(pixels[:, [channel]], 8) > 0.9 for channel in (0, 1))
-    red &= avg_pool2d(pixels[:, [1]], 8) < -0.9
-    found = red & (avg_pool2d(red.float(), 3, 1, 1) * 9 < 1.5)  # one cell alone
-    middles = (torch.arange(max(red.shape[2:])) + 0.5) * 8
-    answers = torch.zeros(len(pixels), 14, *red.shape[2:])
-    for number, (row, column) in enumerate(first(found)):
-        if row is None:
+    """A network that knows a face by a red square, 8 pixels wide where the face is BOX and POINTS, and which way it
+    looks by the green square on its left; every cell knows where the face is, those near its middle that there is one.
+    """
+    rows, columns = (length // 8 for length in pixels.shape[-2:])
+    logits, places = torch.full((len(pixels), rows, columns), -10.0), torch.zeros(len(pixels), 14, rows, columns)
+    x, y = torch.meshgrid((torch.arange(columns) + 0.5) * 8, (torch.arange(rows) + 0.5) * 8, indexing="xy")
+    for number, picture in enumerate(pixels):
+        red, green = ((picture[one] > 0.5) & (picture[other] < -0.5) for one, other in ((0, 1), (1, 0)))
+        if not (red.any() and green.any()):
             continue
-        looks_back = column > 0 and not bool(green[number, 0, row, column - 1])
-        box, points = BOX - torch.tensor([61.0, 62.0]).repeat(2), POINTS - torch.tensor([61.0, 62.0])
-        if looks_back:
+        (down, right), scale = red.nonzero().float().mean(0) + 0.5, float(red.sum()) ** 0.5 / 8
+        box, points = scale * (BOX - MIDDLE.repeat(2)), scale * (POINTS - MIDDLE)
+        if green.nonzero().float().mean(0)[1] > right:
             box = torch.tensor([-box[2], box[1], -box[0], box[3]])
             points = (points * torch.tensor([-1.0, 1.0]))[[1, 0, 2, 4, 3]]
-        place = torch.cat([box, points.flatten()])[:, None, None]
-        x, y = torch.meshgrid(middles[: red.shape[3]], middles[: red.shape[2]], indexing="xy")
-        away = torch.stack([middles[column] - x, middles[row] - y]).repeat(7, 1, 1)
-        answers[number] = place + away
-    return 20 * found[:, 0].float() - 10, answers[:, :4], answers[:, 4:]
+        away = torch.stack([right - x, down - y]).repeat(7, 1, 1)
+        places[number] = torch.cat([box, points.flatten()])[:, None, None] + away
+        if KNOWN[0] < (BOX[2] - BOX[0]) * scale < KNOWN[1]:
+            logits[number][away[:2].abs().amax(0) <= 6] = 10
+    return logits, places[:, :4], places[:, 4:]
 
 
-def first(found):
-    places = [one[0].nonzero() for one in found]
-    return [tuple(place[0].tolist()) if len(place) else (None, None) for place in places]
-
-
-@pytest.mark.parametrize(("height", "width", "cell"), [(128, 128, 8), (192, 256, 16), (64, 40, 8)])
-def test_answers_become_faces_in_pixels_of_the_picture(height, width, cell):
-    """Seen at the size at which the red cell is one of the network's."""
+def with_face(height, width, x, y, square):
     image = torch.full((3, height, width), 0.5)
-    row, column = 2, 4
-    for at, colour in ((column, [1.0, 0, 0]), (column - 1, [0, 1.0, 0])):
-        image[:, row * cell : (row + 1) * cell, at * cell : (at + 1) * cell] = torch.tensor(colour)[:, None, None]
-    (face,) = find_portrait_faces(knowing, image)
-    scale = cell / 8
-    middle = torch.tensor([(column + 0.5) * cell, (row + 0.5) * cell])
-    expected = scale * (POINTS - torch.tensor([61.0, 62.0])) + middle
-    assert torch.allclose(face.landmarks, expected, atol=0.01)
-    box = scale * (BOX - torch.tensor([61.0, 62.0]).repeat(2)) + middle.repeat(2)
-    assert face.box == pytest.approx(tuple(box.tolist()), abs=0.01)
-    assert face.score > 0.99 and not face.landmarks_estimated
+    for left, colour in ((x - square / 2, [1.0, 0, 0]), (x - 1.5 * square, [0, 1.0, 0])):
+        top, left = round(y - square / 2), round(left)
+        image[:, top : top + square, left : left + square] = torch.tensor(colour)[:, None, None]
+    return image
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "x", "y", "square"),
+    [(128, 128, 60, 70, 8), (96, 128, 40, 36, 10), (768, 512, 260, 300, 60), (150, 240, 180, 60, 6),
+     (64, 50, 30, 28, 9)],
+)  # fmt: skip
+def test_answers_become_faces_in_pixels_of_the_picture(height, width, x, y, square):
+    """At every size of picture and face: the first looks show it small enough, the second ones close."""
+    (face,) = find_portrait_faces(knowing, with_face(height, width, x, y, square))
+    scale, middle = square / 8, torch.tensor([float(x), float(y)])
+    assert (face.landmarks - scale * (POINTS - MIDDLE) - middle).norm(dim=1).max() < 1 + 2 * scale
+    box = scale * (BOX - MIDDLE.repeat(2)) + middle.repeat(2)
+    assert box_overlap(face.box, box.tolist()) > 0.9
+    assert face.score > 0.9 and not face.landmarks_estimated
+
+
+def test_what_is_not_seen_again_is_no_face():
+    """A network that takes the whole picture for a face, but nothing close by."""
+
+    def hasty(pixels):
+        logits, boxes, points = knowing(pixels)
+        return (logits if pixels.shape[-1] != CLOSE_UP else -logits.abs()), boxes, points
+
+    image = with_face(100, 120, 60, 50, 8)
+    assert find_portrait_faces(hasty, image) == [] and len(find_portrait_faces(knowing, image)) == 1
+
+
+def test_looks_that_differ_make_a_face_unsure():
+    seen = torch.cat([BOX.reshape(2, 2), POINTS]).repeat(3, 1, 1)
+    scores = torch.tensor([0.9, 0.8, 0.95])
+    assert agreed(seen, scores).score == pytest.approx(0.8)
+    assert torch.equal(agreed(seen, scores).landmarks, POINTS)
+    seen[0, 2:, 0] += 12.0
+    differ = torch.tensor([8.0, 4.0, 4.0]).mean() / (POINTS[1] - POINTS[0]).norm()
+    assert agreed(seen, scores).score == pytest.approx(0.8 * math.exp(-((differ / AGREE) ** 2)), rel=1e-4)
+    assert agreed(seen, torch.tensor([0.9, 0.2, 0.9])) is None
 
 
 def test_no_face_no_answer():

@@ -17,9 +17,9 @@ PORTRAITS, SIDE, CROPS = 32, 256, 64
 
 def faces_rows() -> Iterator[tuple[str, str]]:
     """(service, throughput or quality) of the backend that needs no download; the pack must be loaded."""
-    from likeness.pipelines.faces import align_faces
     from likeness.pipelines.embedded import SHIPPED
     from likeness.pipelines.embedded.face_detector import load_face_detector
+    from likeness.pipelines.faces import align_faces
     from likeness.pipelines.faces.cascade import Cascade
     from likeness.pipelines.faces.portrait_world import find_portrait_faces
     from likeness.pipelines.images import example_photo
