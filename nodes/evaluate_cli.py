@@ -14,6 +14,7 @@ examples
   python nodes/evaluate_cli.py embedded --autoencoder runs/vae/vae --clip runs/clip/clip --text-to-image runs/unet/unet
     --face-embedder runs/face/face --judge runs/judge/judge --held-out data/held --output models/portrait
   python nodes/evaluate_cli.py embedded --judge runs/judge/judge --held-out data/held --measure models/portrait
+  python nodes/evaluate_cli.py embedded --face-detector runs/finder/finder --held-out data/held --extend models/portrait
 
 exit codes
   0  done, or stopped on request (Ctrl-C, or a file named STOP in the output folder) with what was found written
@@ -29,7 +30,7 @@ import environment
 import pack
 
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage")
-EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder")
+EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder", "face_detector")
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     target = embedded.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", type=Path, help="the new folder")
     target.add_argument("--measure", type=Path, help="measure this folder again, instead of making one")
-    embedded.add_argument("--judge", type=Path, required=True, help="folder that the task embedded-judge exported")
+    target.add_argument("--extend", type=Path, help="put face embedder or detector into this folder, measure these "
+                        "alone, and keep the rest and its figures")  # fmt: skip
+    embedded.add_argument("--judge", type=Path, help="folder that the task embedded-judge exported; not for --extend")
     embedded.add_argument("--held-out", type=Path, required=True, help="data set of people not trained on")
     embedded.add_argument("--generated", type=int, default=1000, help="pictures to generate (default: 1000)")
     embedded.add_argument("--guidance-scale", type=float, default=4.0, help="of generated pictures (default: 4)")
@@ -307,18 +310,31 @@ def _write_claims(options: argparse.Namespace, report: str, found) -> int:
 
 def run_embedded(options: argparse.Namespace) -> int:
     """The command ``embedded``."""
+    from likeness.pipelines.embedded.portrait_set import PortraitSet
+
+    exports = {name: getattr(options, name) for name in EXPORTS if getattr(options, name)}
+    held_out = PortraitSet(options.held_out).read()
+    figures = (extend_family if options.extend else make_family)(options, exports, held_out)
+    for name, value in figures.items():
+        print(f"{name:60} {value:.4f}")
+    return 0
+
+
+def make_family(options: argparse.Namespace, exports: dict[str, Path], held_out) -> dict[str, float]:
+    """Put a family together, or take one that is there, and measure all of it."""
     from likeness.pipelines.embedded.card import write_card
     from likeness.pipelines.embedded.family import assemble, load_family
     from likeness.pipelines.embedded.judge import load_judge
     from likeness.pipelines.embedded.measure import measure_family
-    from likeness.pipelines.embedded.portrait_set import PortraitSet
 
-    judge, held_out = load_judge(options.judge / "judge"), PortraitSet(options.held_out).read()
+    if options.judge is None:
+        raise ValueError("--judge is missing: give the folder that the task embedded-judge exported.")
+    judge = load_judge(options.judge / "judge")
     if not 2 <= options.generated <= len(held_out):
         raise ValueError(f"--generated is {options.generated}: give 2 to {len(held_out)}, the held-out captions.")
     if options.output is not None:
-        assemble(options.output, {name: getattr(options, name) for name in EXPORTS if getattr(options, name)})
-    elif any(getattr(options, name) for name in EXPORTS):
+        assemble(options.output, exports)
+    elif exports:
         raise ValueError("--measure takes the models of that folder: leave the exports out, or give --output.")
     folder = options.output or options.measure
     figures = measure_family(
@@ -327,9 +343,20 @@ def run_embedded(options: argparse.Namespace) -> int:
     settings = {"held_out": f"{len(held_out)} portraits", "generated": f"{options.generated} pictures",
                 "guidance_scale": options.guidance_scale, "steps": options.steps}  # fmt: skip
     write_card(folder, figures, settings)
-    for name, value in figures.items():
-        print(f"{name:60} {value:.4f}")
-    return 0
+    return figures
+
+
+def extend_family(options: argparse.Namespace, exports: dict[str, Path], held_out) -> dict[str, float]:
+    """Put models that stand on no other into a family, and measure these."""
+    from likeness.pipelines.embedded.card import read_figures, write_card
+    from likeness.pipelines.embedded.family import extend, load_family
+    from likeness.pipelines.embedded.measure import measure_faces
+
+    figures, settings = read_figures(options.extend, f"{len(held_out)} portraits")
+    extend(options.extend, exports)
+    figures |= measure_faces(load_family(options.extend), held_out, _show)
+    write_card(options.extend, figures, settings)
+    return figures
 
 
 def _show(what: str, done: int, total: int) -> None:

@@ -53,7 +53,8 @@ class DetectFaces(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture, or a batch; any size."),
                 io.Combo.Input(
                     "backend", options=list(BACKENDS), default="embedded",
-                    tooltip="embedded: no download, frontal faces only, landmarks estimated. opencv: YuNet and SFace, "
+                    tooltip="embedded: no download; rendered portraits, and frontal faces in photos with landmarks "
+                    "estimated. opencv: YuNet and SFace, "
                     "free for any use. insightface: best, its models are for non-commercial research only.",
                 ),
                 io.Combo.Input("model_pack", options=list(PACKS), tooltip="Which pack of InsightFace."),

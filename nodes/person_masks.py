@@ -22,7 +22,7 @@ from ..pipelines.masks import (
 )
 from ..pipelines.weights.manifest import destination, find, named
 from .convert import compute_device, named_errors, node_progress, to_pipeline
-from .weights import models_folders
+from .weights import models_folders, weights_in_place
 
 RCNN_WEIGHTS = ("mask-rcnn-v2/detector", "mask-rcnn-v1/detector")
 METHODS = ("auto", "mask r-cnn", "grabcut")
@@ -95,7 +95,7 @@ class ForegroundMask(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return str(rcnn_file())  # "auto" means another method once it is there
+        return weights_in_place(*RCNN_WEIGHTS)  # "auto" means another method once they are there
 
     @classmethod
     def execute(
@@ -134,7 +134,7 @@ class ClothingMask(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return str(rcnn_file())  # "auto" means another method once it is there
+        return weights_in_place(*RCNN_WEIGHTS)  # "auto" means another method once they are there
 
     @classmethod
     def execute(

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from .convert import named_errors, node_progress, to_comfy, to_pipeline
-from .weights import models_folders
+from .weights import models_folders, weights_in_place
 
 # Name before any bracket, as scores are told: how Portrait Scores hands it out, and what Keep Best chooses by.
 OUTPUTS = {
@@ -80,6 +80,10 @@ class PortraitScores(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return networks_in_place()
+
+    @classmethod
     def execute(cls, image, list_score="structure (SSIM)", **evidence) -> io.NodeOutput:
         with named_errors("Portrait Scores"):
             table = score(image, needed=CHOICES[list_score], **evidence)
@@ -129,6 +133,10 @@ class KeepBest(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return networks_in_place()
+
+    @classmethod
     def execute(cls, image, count, by, write_scores, scores=None, higher_is_better=None, **evidence) -> io.NodeOutput:
         from ..pipelines.evaluation.ranking import best, labelled
         from ..pipelines.evaluation.scores import number
@@ -152,6 +160,14 @@ class KeepBest(io.ComfyNode):
             shown = labelled(kept.float().clamp(0, 1), lines) if write_scores[0] else kept
         chosen = values[places].tolist()
         return io.NodeOutput(to_comfy(kept), to_comfy(shown), places, chosen, text, ui=ui.PreviewText(text))
+
+
+def networks_in_place() -> str:
+    """Of the networks that scores look for in ComfyUI's models: a score that was absent is no longer with its files."""
+    from ..pipelines.evaluation.backbones import NETWORKS
+    from ..pipelines.evaluation.panel import LPIPS_WEIGHTS
+
+    return weights_in_place(LPIPS_WEIGHTS, *NETWORKS["clip"].groups)
 
 
 def score(

@@ -40,6 +40,7 @@ TASKS = {
     "embedded-clip": ("pipelines.embedded.clip", "TrainClip"),
     "embedded-text-to-image": ("pipelines.embedded.text_to_image", "TrainTextToImage"),
     "embedded-face-embedder": ("pipelines.embedded.face_embedder", "TrainFaceEmbedder"),
+    "embedded-face-detector": ("pipelines.embedded.face_detector", "TrainFaceDetector"),
     "embedded-judge": ("pipelines.embedded.judge", "TrainJudge"),
 }
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "accelerate", "tomlkit",

@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..pipelines.weights.manifest import State, WeightFile, destination, find, named, shipped, state
+from ..pipelines.weights.manifest import State, WeightFile, destination, find, named, select, shipped, state
 from .convert import node_progress
 
 
@@ -46,9 +46,7 @@ class Weights(io.ComfyNode):
     def fingerprint_inputs(cls, name, download, verify=False):
         if name is None:  # comes over a link
             return float("nan")
-        weight = named(name)
-        paths = find(weight, models_folders(weight.folder)) or []
-        return [(str(path), path.stat().st_mtime_ns) for path in paths]
+        return weights_in_place(name)
 
     @classmethod
     def execute(cls, name, download, verify=False) -> io.NodeOutput:
@@ -70,6 +68,15 @@ def models_folders(folder: str) -> list[Path]:
     extra = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
     parents = (Path(path).parent for path in extra if Path(path).name == kind)
     return list(dict.fromkeys([Path(folder_paths.models_dir), *parents]))
+
+
+def weights_in_place(*names: str) -> str:
+    """The files of these weights, or groups of them, that are in place: other text once one comes, goes or changes.
+
+    For ``fingerprint_inputs`` of nodes that look for weights themselves: what they did without counts no longer then.
+    """
+    found = {weight.name: find(weight, models_folders(weight.folder)) or [] for weight in select(shipped(), names)}
+    return str({name: [(str(path), path.stat().st_mtime_ns) for path in paths] for name, paths in found.items()})
 
 
 def status(weight: WeightFile, found: State) -> str:

@@ -32,7 +32,7 @@ from scipy.linalg import sqrtm
 for name in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
     load_script(name)
 pytestmark = pytest.mark.usefixtures("one_thread")
-TASKS = ("autoencoder", "clip", "text-to-image", "face-embedder", "judge")
+TASKS = ("autoencoder", "clip", "text-to-image", "face-embedder", "face-detector", "judge")
 
 
 def cli(script: str, *arguments) -> int:
@@ -172,7 +172,7 @@ def test_a_take_keeps_its_person_and_its_truth_is_that_of_the_picture():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """All five tasks, trained for two steps on a handful of portraits; the folder of runs and data."""
+    """All six tasks, trained for two steps on a handful of portraits; the folder of runs and data."""
     folder = tmp_path_factory.mktemp("embedded")
     for name, population, total in (("train", "0", "8"), ("held", "1", "32")):
         assert not cli(
@@ -190,12 +190,12 @@ def runs(tmp_path_factory):
 
 
 def test_exports_become_one_model_that_is_measured_and_described(runs):
-    exports = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:4]}
+    exports = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:5]}
     assemble(runs / "family", exports)
     held = PortraitSet(runs / "held").read()
     judge = load_judge(runs / "judge" / "m" / "judge")
     figures = measure_family(load_family(runs / "family"), judge, held, 2, 2.0, 2, lambda *progress: None)
-    assert all(math.isfinite(value) for value in figures.values()) and len(figures) == 10
+    assert all(math.isfinite(value) for value in figures.values()) and len(figures) == 14
     write_card(runs / "family", figures, {"held_out": "32 portraits"})
     card = (runs / "family" / "README.md").read_text()
     assert "| autoencoder PSNR (dB) |" in card and "- seed: 0" in card and "git revision" in card
@@ -204,8 +204,32 @@ def test_exports_become_one_model_that_is_measured_and_described(runs):
     assert json.loads((runs / "family" / "metrics.json").read_text())["figures"] == figures
 
 
+def test_a_face_model_is_put_into_a_family_and_measured_alone(runs, tmp_path, capsys):
+    exports = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:3]}
+    folder, detector = tmp_path / "family", runs / "face-detector" / "m"
+    assemble(folder, exports)
+    arguments = ("embedded", "--held-out", runs / "held", "--extend", folder)
+    assert cli("evaluate_cli", *arguments, "--face-detector", detector) == 1
+    assert "has no figures" in capsys.readouterr().err and not (folder / "face_detector").exists()
+    write_card(folder, {"autoencoder PSNR (dB)": 12.5}, {"held_out": "31 portraits"})
+    assert cli("evaluate_cli", *arguments, "--face-detector", detector) == 1
+    assert "figures of" in capsys.readouterr().err and not (folder / "face_detector").exists()
+    write_card(folder, {"autoencoder PSNR (dB)": 12.5}, {"held_out": "32 portraits"})
+    assert cli("evaluate_cli", *arguments, "--clip", runs / "clip" / "m") == 1
+    assert "clip cannot be put into a family that is there" in capsys.readouterr().err
+    assert cli("evaluate_cli", *arguments, "--face-detector", detector) == 0
+    figures = json.loads((folder / "metrics.json").read_text())["figures"]
+    assert figures["autoencoder PSNR (dB)"] == 12.5 and 0 <= figures["face detector: faces found"] <= 1
+    assert (folder / "face_detector" / "model.safetensors").read_bytes() == (
+        detector / "face_detector" / "model.safetensors"
+    ).read_bytes()
+    card = (folder / "README.md").read_text()
+    assert "| face detector: landmark error (eye distances) |" in card and "train embedded-face-detector" in card
+    assert "| autoencoder PSNR (dB) | 12.500 | 28 | **no** |" in card
+
+
 def test_a_missing_export_is_named(runs, tmp_path):
-    exports = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:4]}
+    exports = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:5]}
     exports["clip"] = runs / "autoencoder" / "m"
     with pytest.raises(ValueError, match="has no text_encoder: give the folder that the task clip exported"):
         assemble(tmp_path / "family", exports)
@@ -225,7 +249,8 @@ def test_the_same_population_is_no_held_out_set(runs, tmp_path, capsys):
 def test_the_shipped_models_are_small_and_as_good_as_their_card_says():
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
     # 24 are meant; the UNet in them is from before its lowest level was narrowed, and the next one is 3.7 MB smaller.
-    assert sum(path.stat().st_size for path in files) < 24.5 * 2**20
+    # The face detector takes 0.6.
+    assert sum(path.stat().st_size for path in files) < 25.1 * 2**20
     told = json.loads((SHIPPED / "metrics.json").read_text())["figures"]
     family, recipe = load_family(), Portraits(PortraitsSettings(population=1, people=250))
     made = [recipe.make(recipe.parameters(take, 0), 0) for take in range(16)]

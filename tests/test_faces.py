@@ -2,6 +2,7 @@
 
 import logging
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import face_models
@@ -28,7 +29,9 @@ from likeness.pipelines.faces.align import warp
 from likeness.pipelines.faces.cascade import Cascade, box_overlap, grouped
 from likeness.pipelines.faces.crop import inverse, placement
 from likeness.pipelines.faces.draw import FOUND, box_mask, draw_faces
+from likeness.pipelines.faces.embedded import SURE
 from likeness.pipelines.faces.interchange import faces_from_boxes, faces_from_landmarks
+from likeness.pipelines.faces.portrait_world import find_portrait_faces
 from likeness.pipelines.faces.select import ordered
 from likeness.pipelines.images import example_photo, load_image, to_uint8
 from likeness.pipelines.portraits import render, sample_person
@@ -93,6 +96,45 @@ def test_windows_are_grouped_by_overlap():
     near = np.array([[50, 50, 20, 0], [51, 50, 20, 0], [50, 52, 22, 10]], float)
     far = np.array([[90, 50, 20, 0], [50, 50, 60, 0]], float)
     assert [len(group) for group in grouped(np.concatenate([far, near]))] == [3, 1, 1]
+
+
+def test_photographs_lose_no_face_by_the_detector_of_the_portrait_world():
+    backend = load_backend("embedded", BackendSettings(Path(), device="cpu"))
+    (faces,) = find_faces(backend, example_photo(), embed=False).images
+    assert len(faces) == 1 and box_overlap(faces[0].box, ASTRONAUT_BOX) > 0.6
+    assert (faces[0].landmarks - ASTRONAUT).norm(dim=1).mean() < 0.25 * (ASTRONAUT[1] - ASTRONAUT[0]).norm()
+    if file := find_spec("insightface"):
+        photo = load_image(Path(file.origin).parent / "data" / "images" / "t1.jpg")
+        (faces,) = find_faces(backend, photo, embed=False).images
+        hits = [[face for face in faces if math.dist(face.centre, head) < 40] for head in GROUP]
+        assert sum(map(bool, hits)) >= 4 and len(faces) - sum(map(len, hits)) <= 1
+
+
+def test_pictures_without_faces_deceive_neither_detector():
+    """Photographs and drawings that come with scikit-image, no face in any of them."""
+    import skimage.data
+
+    for name in ("coffee", "brick", "rocket", "moon", "clock", "chelsea"):
+        picture = torch.from_numpy(np.array(getattr(skimage.data, name)()))
+        picture = picture.expand(3, -1, -1) if picture.ndim == 2 else picture.movedim(-1, 0)
+        assert all(face.score < SURE for face in find_portrait_faces(shipped_detector(), picture / 255)), name
+
+
+def test_renders_have_the_faces_of_the_embedded_detector():
+    truth = render([sample_person(31, number) for number in range(6)], 256)
+    faces = find_faces(load_backend("embedded", BackendSettings(Path(), device="cpu")), truth.image)
+    assert [len(own) for own in faces.images] == [1] * 6
+    for (face,), box, points in zip(faces.images, truth.face_box[:, 0], truth.landmarks[:, 0, :5], strict=True):
+        assert box_overlap(face.box, box.tolist()) > 0.4 and not face.landmarks_estimated
+        assert (face.landmarks - points).norm(dim=1).mean() < 0.3 * (points[1] - points[0]).norm()
+        assert face.embedding is not None
+
+
+def shipped_detector():
+    from likeness.pipelines.embedded import SHIPPED
+    from likeness.pipelines.embedded.face_detector import load_face_detector
+
+    return load_face_detector(SHIPPED / "face_detector")
 
 
 # --- backends on tiny models whose answers are known
@@ -184,6 +226,26 @@ def test_missing_and_broken_files_are_named_with_the_place_they_belong(models, t
             load_backend(name, BackendSettings(tmp_path, "buffalo_l"))
     with pytest.raises(ValueError, match="no face backend 'other': choose one of embedded, opencv, insightface"):
         load_backend("other", BackendSettings(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["embedded", "opencv"])
+def test_a_missing_embedder_is_told_before_anything_is_searched(models, tmp_path, monkeypatch, name):
+    detector = models / "likeness" / "yunet" / "face_detection_yunet_2023mar.onnx"
+    (tmp_path / "likeness" / "yunet").mkdir(parents=True)
+    (tmp_path / "likeness" / "yunet" / detector.name).write_bytes(detector.read_bytes())
+    monkeypatch.setattr("likeness.pipelines.embedded.SHIPPED", tmp_path)
+    backend, asked = load_backend(name, BackendSettings(tmp_path)), []
+    monkeypatch.setattr(backend, "detect", lambda images, on_step: asked.append(1) or [[] for _ in images])
+    with pytest.raises(ValueError, match="needs face_recognition_sface_2021dec.onnx|face embedder has no weights"):
+        find_faces(backend, torch.zeros(1, 3, 64, 64))
+    assert not asked
+    assert find_faces(backend, torch.zeros(1, 3, 64, 64), embed=False).count == 0 and asked
+
+
+def test_a_missing_detector_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("likeness.pipelines.embedded.SHIPPED", tmp_path)
+    with pytest.raises(ValueError, match="the embedded face detector has no weights .*: choose another backend, or"):
+        find_faces(load_backend("embedded", BackendSettings(tmp_path)), torch.zeros(1, 3, 64, 64), embed=False)
 
 
 def test_the_embedded_backend_embeds_aligned_faces_with_the_network_beside_it(tmp_path, monkeypatch):

@@ -2,7 +2,8 @@
 
 ``architectures``  what they look like: classes of diffusers and transformers in small
 ``portrait_set``   portrait data sets as training data; ``vocabulary`` the words of their captions
-``autoencoder``, ``clip``, ``text_to_image``, ``face_embedder``  one training task each, in this order
+``autoencoder``, ``clip``, ``text_to_image``, ``face_embedder``, ``face_detector``  one training task each, in this
+order; ``face_scenes`` are the pictures that the last one learns from
 ``judge``          an independent classifier of expression, costume and light, to judge what the others make
 ``components``     trained weights as folders that diffusers and transformers load
 """

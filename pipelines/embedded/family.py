@@ -11,12 +11,15 @@ from ..weights import BaseModel, load_base_model
 from ..weights.pretrained import load_pretrained
 from . import SHIPPED
 from .architectures import SCHEDULE
+from .face_detector import FaceDetector, load_face_detector
 
 # Which task's export holds which component.
 COMPONENTS = {
     "autoencoder": ("vae",), "clip": ("text_encoder", "image_encoder", "tokenizer"), "text_to_image": ("unet",),
-    "face_embedder": ("face_embedder",),
+    "face_embedder": ("face_embedder",), "face_detector": ("face_detector",),
 }  # fmt: skip
+# Models of their own, which the others do without.
+OPTIONAL = ("face_embedder", "face_detector")
 CLASSES = {
     "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
     "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -37,23 +40,19 @@ class EmbeddedFamily:
     """transformers ``CLIPVisionModelWithProjection``; pictures [B, 3, 128, 128] in -1..1."""
     face_embedder: torch.nn.Module | None
     """transformers ``ConvNextModel``, see ``face_embedder.embed``; None in a folder that was made without one."""
+    face_detector: FaceDetector | None
+    """See ``face_detector``; None in a folder that was made without one."""
 
 
 def assemble(target: Path, exports: dict[str, Path]) -> None:
     """Make ``target`` (which must not exist) from the exports of the tasks, named as in ``COMPONENTS``.
 
-    ``exports`` may lack the face embedder, which is a model of its own. Raises ``ValueError`` where one is missing.
+    ``exports`` may lack those of ``OPTIONAL``. Raises ``ValueError`` where another one is missing.
     """
-    found = []
-    for task, components in COMPONENTS.items():
-        if task not in exports:
-            if task != "face_embedder":
-                raise ValueError(f"the export of {task} is missing: all but the face embedder belong together.")
-            continue
-        found += [exports[task] / component for component in components]
-        lacking = [path.name for path in found if not path.is_dir()]
-        if lacking:
-            raise ValueError(f"{exports[task]} has no {lacking[0]}: give the folder that the task {task} exported.")
+    missing = [task for task in COMPONENTS if task not in exports and task not in OPTIONAL]
+    if missing:
+        raise ValueError(f"the export of {missing[0]} is missing: all but {' and '.join(OPTIONAL)} belong together.")
+    found = components_of(exports)
     with atomic_folder(target) as folder:
         for path in found:
             shutil.copytree(path, folder / path.name)
@@ -63,14 +62,44 @@ def assemble(target: Path, exports: dict[str, Path]) -> None:
         write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **CLASSES})
 
 
+def extend(target: Path, exports: dict[str, Path]) -> None:
+    """Put exports of ``OPTIONAL`` into the family in ``target``, in place of what is there; the rest stays as it is.
+
+    Raises ``ValueError`` for others, and where ``target`` or an export is none.
+    """
+    others = [task for task in exports if task not in OPTIONAL]
+    if others or not exports:
+        raise ValueError(
+            f"{others[0] if others else 'nothing'} cannot be put into a family that is there: give exports of "
+            f"{' or '.join(OPTIONAL)}, or make a new one with --output."
+        )
+    if not (target / "model_index.json").is_file():
+        raise ValueError(f"{target} holds no embedded models: give a folder that --output made.")
+    for path in components_of(exports):
+        shutil.rmtree(target / path.name, ignore_errors=True)
+        shutil.copytree(path, target / path.name)
+
+
+def components_of(exports: dict[str, Path]) -> list[Path]:
+    """The folders of all components in these exports. Raises ``ValueError`` naming one that is missing."""
+    found = []
+    for task in (task for task in COMPONENTS if task in exports):
+        found += [exports[task] / component for component in COMPONENTS[task]]
+        lacking = [path.name for path in found if not path.is_dir()]
+        if lacking:
+            raise ValueError(f"{exports[task]} has no {lacking[0]}: give the folder that the task {task} exported.")
+    return found
+
+
 def load_family(folder: Path = SHIPPED, dtype: torch.dtype = torch.float32) -> EmbeddedFamily:
     """Load all embedded models. Raises ``ValueError`` where a file is missing or damaged."""
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, ConvNextModel
 
-    has_faces = (folder / "face_embedder").is_dir()
+    embedder, detector = folder / "face_embedder", folder / "face_detector"
     return EmbeddedFamily(
         load_base_model(folder, dtype),
         load_pretrained(CLIPTextModelWithProjection, folder / "text_encoder", dtype),
         load_pretrained(CLIPVisionModelWithProjection, folder / "image_encoder", dtype),
-        load_pretrained(ConvNextModel, folder / "face_embedder", dtype) if has_faces else None,
+        load_pretrained(ConvNextModel, embedder, dtype) if embedder.is_dir() else None,
+        load_face_detector(detector).to(dtype) if detector.is_dir() else None,
     )

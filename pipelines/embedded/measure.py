@@ -1,6 +1,7 @@
 """How good the embedded models are, measured on people that none of them was trained with."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from ..metrics.verification import pair_similarities, verification_accuracy
 from ..training.sampling import decode, stock_pipeline
 from .autoencoder import reconstruct
 from .clip import CHOICES, tokenize
+from .face_detector import detection_scores
 from .face_embedder import embeddings_of
 from .family import EmbeddedFamily
 from .judge import ASPECTS, Judge, verdicts
@@ -27,14 +29,25 @@ def measure_family(
         "autoencoder PSNR (dB)": autoencoder_psnr(family, held_out, progress),
         f"CLIP finds the caption of {CHOICES}": caption_retrieval(family, held_out, progress),
     }
-    if family.face_embedder is not None:
-        figures["face verification"] = face_verification(family, held_out)
+    figures |= measure_faces(family, held_out, progress)
     for aspect, share in judged_share(judge, held_out, range(len(held_out)), held_out.pictures).items():
         figures[f"judge, renders: {aspect}"] = share
     made = generate(family, [truth["caption"] for truth in held_out.truth[:generated]], guidance_scale, steps, progress)
     for aspect, share in judged_share(judge, held_out, range(generated), lambda numbers: made[list(numbers)]).items():
         figures[f"text to image: {aspect}"] = share
     figures["text to image: Fréchet distance on embedded CLIP features"] = feature_distance(family, made, held_out)
+    return figures
+
+
+def measure_faces(family: EmbeddedFamily, held_out: PortraitSet, progress: Progress) -> dict[str, float]:
+    """The figures of the models that stand on no other: face embedder and face detector, where they are there."""
+    figures = {}
+    if family.face_embedder is not None:
+        figures["face verification"] = face_verification(family, held_out)
+    if family.face_detector is not None:
+        step = partial(progress, "face detector")
+        found = detection_scores(family.face_detector, held_out, len(held_out), step)
+        figures |= {f"face detector: {name}": value for name, value in found.items()}
     return figures
 
 

@@ -46,6 +46,9 @@ class FaceBackend(Protocol):
     def detect(self, images: Tensor, on_step: OnStep = ...) -> list[list[Face]]:
         """The faces in each of images [B, 3, H, W] in 0..1, without embeddings; ``on_step(done, total)`` may raise."""
 
+    def prepare_embedder(self) -> None:
+        """Load what ``embed`` needs. Raises ``ValueError`` where it is missing, before anybody waits for faces."""
+
     def embed(self, images: Tensor, faces: list[list[Face]], on_step: OnStep = ...) -> list[list[Face]]:
         """The same faces with embeddings. Raises ``ValueError`` where the embedder's weights are missing."""
 
@@ -88,6 +91,8 @@ def find_faces(
     none, and for what the backend lacks.
     """
     images = check_image(images, "image")
+    if embed:
+        backend.prepare_embedder()
     found = backend.detect(images, on_step) if given is None else given
     if len(found) != len(images):
         raise ValueError(f"faces are given for {len(found)} pictures, the image is a batch of {len(images)}.")

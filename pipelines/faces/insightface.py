@@ -75,6 +75,9 @@ class InsightFaceBackend:
             if box[2] > box[0] and box[3] > box[1]
         ]
 
+    def prepare_embedder(self) -> None:
+        """See ``FaceBackend``; a pack is loaded whole, so nothing is left to do."""
+
     def embed(self, images: Tensor, faces: list[list[Face]], on_step: OnStep = quiet) -> list[list[Face]]:
         """See ``FaceBackend``."""
         return embedded_by(self._embedding, images, faces, on_step)

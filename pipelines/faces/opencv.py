@@ -69,6 +69,10 @@ class OpenCvBackend:
         rows = self.detector.detect(small)[1]
         return [_face(row, scale) for row in ([] if rows is None else rows) if row[2] > 0 and row[3] > 0]
 
+    def prepare_embedder(self) -> None:
+        """See ``FaceBackend``."""
+        _ = self.recogniser
+
     def embed(self, images: Tensor, faces: list[list[Face]], on_step: OnStep = quiet) -> list[list[Face]]:
         """See ``FaceBackend``."""
         return embedded_by(self._embedding, images, faces, on_step)

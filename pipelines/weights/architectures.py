@@ -5,7 +5,7 @@ A configuration here is that of the diffusers or transformers class. What no sha
 noise levels) is a fact of the family.
 """
 
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int | None, ...]]  # None: any length, where shapes are wanted
 
 # SDXL appends six embedded numbers (sizes and crops), 256 wide each, to the pooled prompt.
 TIME_IDS, TIME_ID_WIDTH = 6, 256

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from .architectures import Shapes, count
+from .face_networks import elite_mapper, elite_names, idsync_classifier, ir_network, retinaface, without_counters
+from .layer_shapes import linear, norm
 from .tensors import load_tensors
 
 SHOWN = 5
 # What training scripts put around a model's names.
-WRAPPERS = ("module.", "state_dict.", "model_state_dict.", "_orig_mod.", "unet.")
+WRAPPERS = ("module.", "state_dict.", "model_state_dict.", "_orig_mod.", "unet.", "model.net.")
 LDM_UNET = ("model.diffusion_model.", "diffusion_model.")
 
 
@@ -63,7 +65,7 @@ def check_names(tensors: dict[str, Tensor], wanted: Shapes, what: str) -> None:
     other = [
         f"{name} {tuple(tensors[name].shape)}, wanted {tuple(wanted[name])}"
         for name in sorted(set(wanted) & set(tensors))
-        if tuple(tensors[name].shape) != tuple(wanted[name])
+        if not _fits(tensors[name].shape, wanted[name])
     ]
     faults = [
         f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
@@ -72,6 +74,12 @@ def check_names(tensors: dict[str, Tensor], wanted: Shapes, what: str) -> None:
     ]
     if faults:
         raise ValueError(f"{what} is not built as expected. {'; '.join(faults)}. Is it the right file, whole?")
+
+
+def _fits(shape: Iterable[int], wanted: Iterable[int | None]) -> bool:
+    """Whether a shape is the wanted one, where None is any length."""
+    shape, wanted = tuple(shape), tuple(wanted)
+    return len(shape) == len(wanted) and all(one in (None, other) for one, other in zip(wanted, shape, strict=True))
 
 
 def diffusers_unet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,16 +98,6 @@ def diffusers_unet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if lost:
         raise ValueError(f"{len(lost)} names belong to no UNet of SD1.x or SD2.x: {', '.join(lost[:SHOWN])}.")
     return found
-
-
-def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Shapes:
-    """Shapes of a linear layer."""
-    return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
-
-
-def norm(name: str, width: int) -> Shapes:
-    """Shapes of a normalisation with scale and shift."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def resampler(output: int, layers: int = 4, width: int = 1280, tokens: int = 16, inputs: int = 512) -> Shapes:
@@ -146,9 +144,15 @@ def sd15_unet() -> Shapes:
 @cache
 def sd15_text_encoder() -> Shapes:
     """All names and shapes of SD1.5's text encoder (CLIP ViT-L/14) as its published files have them."""
+    return _text_encoder(768, 12, 12)
+
+
+def _text_encoder(width: int, layers: int, heads: int) -> Shapes:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    config = CLIPTextConfig(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads
+    )
     with torch.device("meta"):
         encoder = CLIPTextModel(config)
     # transformers 5.6 took the first level out of its own names; files have it.
@@ -156,6 +160,24 @@ def sd15_text_encoder() -> Shapes:
         f"text_model.{name.removeprefix('text_model.')}": tuple(value.shape)
         for name, value in encoder.state_dict().items() if not name.endswith("position_ids")
     }  # fmt: skip
+
+
+@cache
+def sd21_unet() -> Shapes:
+    """All names and shapes of diffusers' SD2.1 UNet, which IDSync fine-tunes."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, sample_size=96
+        )
+    return {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+
+
+@cache
+def sd21_text_encoder() -> Shapes:
+    """All names and shapes of SD2.1's text encoder (OpenCLIP ViT-H/14 but its last layer), which IDSync fine-tunes."""
+    return _text_encoder(1024, 23, 16)
 
 
 def text_encoder_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -238,10 +260,21 @@ PUBLISHED = {
                            diffusers_unet),  # also Arc2Face's arc2face/
     "sd15-text-encoder": Published(("model.safetensors", "pytorch_model.bin"), sd15_text_encoder,
                                    text_encoder_names),  # also Arc2Face's encoder/
+    "sd21-unet": Published(("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"), sd21_unet,
+                           diffusers_unet),  # also IDSync's
+    "sd21-text-encoder": Published(("model.safetensors", "pytorch_model.bin"), sd21_text_encoder,
+                                   text_encoder_names),  # also IDSync's
     "mcld-unet": Published(("denoising_unet.pth",), mcld_unet),
     "mcld-reference-unet": Published(("reference_unet.pth",), mcld_reference_unet, diffusers_unet),
     "mcld-pose-guider": Published(("pose_guider.pth",), pose_guider),
     # The README, the loader and the training of its authors each write another name.
     "mcld-projector": Published(("image_projector.pth", "image_proj_model.pth"), lambda: resampler(768)),
     "dreampose-adapter": Published(("adapter.pth", "custom_chkpts.pth"), dreampose_adapter),
+    "elite-mapper": Published(("global_mapper.pt",), lambda: elite_mapper(sd15_unet()),
+                              lambda tensors: elite_names(tensors, sd15_unet())),
+    # Its authors' training names the file after run and accuracy: give the file, or this name of ours in a folder.
+    "idsync-classifier": Published(("idsync_classifier.pth",), idsync_classifier, without_counters),
+    "adaface-ir50": Published(("model.safetensors",), lambda: ir_network(50), without_counters),
+    "adaface-ir101": Published(("model.safetensors",), lambda: ir_network(101), without_counters),
+    "retinaface": Published(("Resnet50_Final.pth", "detection_Resnet50_Final.pth"), retinaface, without_counters),
 }  # fmt: skip

@@ -17,18 +17,23 @@ PORTRAITS, SIDE, CROPS = 32, 256, 64
 
 def faces_rows() -> Iterator[tuple[str, str]]:
     """(service, throughput or quality) of the backend that needs no download; the pack must be loaded."""
+    from likeness.pipelines.embedded import SHIPPED
+    from likeness.pipelines.embedded.face_detector import load_face_detector
     from likeness.pipelines.faces import align_faces
     from likeness.pipelines.faces.cascade import Cascade
+    from likeness.pipelines.faces.portrait_world import find_portrait_faces
     from likeness.pipelines.images import example_photo
     from likeness.pipelines.portraits import render, sample_person
 
-    photo, cascade = example_photo(), Cascade()
-    rate = 1 / best_seconds(lambda: cascade.detect(photo[0]), 1, time.process_time)
-    yield "faces: cascade, 512x512 photo", f"{rate:.2g} pictures a second"
-    truth = render([sample_person(31, number) for number in range(PORTRAITS)], SIDE)
-    found = [cascade.detect(image) for image in truth.image]
-    for least in (0.5, 0.3):
-        yield f"faces: cascade, portrait world, score {least} and more", quality(found, truth, least)
+    network = load_face_detector(SHIPPED / "face_detector")
+    detectors = {"cascade": Cascade().detect, "detector": lambda image: find_portrait_faces(network, image)}
+    photo, truth = example_photo()[0], render([sample_person(31, number) for number in range(PORTRAITS)], SIDE)
+    for name, detect in detectors.items():
+        rate = 1 / best_seconds(lambda detect=detect: detect(photo), 1, time.process_time)
+        yield f"faces: {name}, 512x512 photo", f"{rate:.2g} pictures a second"
+        found = [detect(image) for image in truth.image]
+        for least in (0.5, 0.3):
+            yield f"faces: {name}, portrait world, score {least} and more", quality(found, truth, least)
     points = truth.landmarks[:1, 0, :5].expand(CROPS, -1, -1)
     images = truth.image[:1].expand(CROPS, -1, -1, -1)
     for size in (112, 224):

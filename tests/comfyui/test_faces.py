@@ -9,7 +9,9 @@ import pytest
 import torch
 from comfyui_server import ComfyRunError
 from likeness.pipelines.faces import CropSettings, Face, Faces, crop_faces
+from likeness.pipelines.faces.cascade import box_overlap
 from likeness.pipelines.images import example_photo, load_image, save_image, to_uint8
+from likeness.pipelines.portraits import group_scene, render, sample_person
 from PIL import Image
 
 BOX = {"x": 182, "y": 75, "width": 88, "height": 103}
@@ -77,12 +79,32 @@ def test_a_photo_gives_a_face_drawn_masked_and_cropped(server, photo):
     outputs = server.run(graph)
     (table,) = outputs["2"]["text"]
     x0, y0, x1, y1, score = map(float, re.search(r"box (\d+), (\d+) to (\d+), (\d+); score ([\d.]+)", table).groups())
-    assert "picture 1: 1 face" in table and score >= 0.5 and "landmarks estimated" in table
+    assert "picture 1: 1 face" in table and score >= 0.5 and "landmarks" in table
     assert abs((x0 + x1) / 2 - 226) < 15 and abs((y0 + y1) / 2 - 126) < 20
     mask = fetched(server, outputs, "5")[..., 0] > 127
     assert mask.sum() == pytest.approx((x1 - x0) * (y1 - y0), rel=0.01) and mask[126, 226]
     assert (fetched(server, outputs, "3") != to_uint8(photo[0])).any()
     assert fetched(server, outputs, "7").shape == (224, 224, 3)
+
+
+def test_two_rendered_people_are_found_with_their_landmarks_and_embedded(server, tmp_path):
+    """By the models that come with the pack."""
+    truth = render(group_scene([sample_person(6, number) for number in (2, 3)]), (192, 288))
+    path = tmp_path / "likeness_two_people.png"
+    save_image(truth.image[0], path)
+    server.upload_image(path)
+    graph = {
+        "1": node("LoadImage", image=path.name), "2": detect(embeddings=True, order="left to right"),
+        "3": node("LikenessIdentityFromFaces", faces=["2", 0], choose="by index", index=1, average=True),
+        "4": node("PreviewAny", source=["3", 1]),
+    }  # fmt: skip
+    outputs = server.run(graph)
+    (table,) = outputs["2"]["text"]
+    boxes = re.findall(r"box (-?\d+), (-?\d+) to (-?\d+), (-?\d+); score [\d.]+; landmarks found; embedding", table)
+    assert "picture 1: 2 faces" in table and len(boxes) == 2
+    for box, true in zip(boxes, sorted(truth.face_box[0].tolist()), strict=True):
+        assert box_overlap([float(value) for value in box], true) > 0.5
+    assert "1 embedding of embedded face embedder" in outputs["4"]["text"][0]
 
 
 def test_a_box_of_another_node_is_cropped_and_put_back(server, photo):

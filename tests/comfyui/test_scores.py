@@ -3,6 +3,7 @@
 import io
 import math
 
+import folder_paths
 import numpy as np
 import pytest
 import torch
@@ -10,12 +11,14 @@ from comfyui_server import ComfyRunError
 from likeness.nodes.portrait_scores import KeepBest, PortraitScores
 from likeness.pipelines.evaluation import backbones
 from likeness.pipelines.evaluation.backbones import embedded_clip, inception
+from likeness.pipelines.evaluation.panel import LPIPS_WEIGHTS
 from likeness.pipelines.evaluation.ranking import labelled
 from likeness.pipelines.faces.face import Face, Faces, Identity
 from likeness.pipelines.images import save_image
 from likeness.pipelines.metrics import LPIPS, clip_score, ssim
 from likeness.pipelines.portraits import edited, render, sample_person
 from likeness.pipelines.spl import structure_loss
+from likeness.pipelines.weights.manifest import named, select, shipped
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,6 +80,34 @@ def test_scores_go_as_a_list_from_one_node_to_the_other(server, uploaded, portra
              for rank, place in enumerate(order.tolist(), 1)]  # fmt: skip
     shown = fetched(server, outputs, "8").int()
     assert (shown - 255 * labelled(portraits[1][order], lines)).abs().max() <= 1
+
+
+def test_lpips_that_is_put_in_place_counts_without_a_changed_widget(server, uploaded):
+    weight = named(LPIPS_WEIGHTS)
+    place = server._base / "models" / weight.folder / weight.save_as
+    inputs = {"image": ["0", 0], "source": ["1", 0]}
+    nodes = graph() | {"5": {"class_type": "LikenessPortraitScores", "inputs": inputs}}
+    nodes = {key: nodes[key] for key in ("0", "1", "5")}
+    assert "no LPIPS: its weights are not there" in server.run(nodes)["5"]["text"][0]
+    place.parent.mkdir(parents=True)
+    try:
+        place.write_bytes(b"no weights")  # that they are tried is enough: without torchvision they could not be used
+        table = server.run(nodes)["5"]["text"][0]
+    finally:
+        place.unlink()
+    assert "no LPIPS: " in table and "its weights are not there" not in table
+
+
+def test_what_scores_look_for_is_a_reason_to_score_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    seen = [PortraitScores.fingerprint_inputs(image=None)]
+    for group in (LPIPS_WEIGHTS, *backbones.NETWORKS["clip"].groups):
+        for weight in select(shipped(), [group]):
+            for name in weight.names:
+                (tmp_path / weight.folder).mkdir(parents=True, exist_ok=True)
+                (tmp_path / weight.folder / name).write_bytes(b"")
+        seen.append(KeepBest.fingerprint_inputs(image=[None], by=["structure (LPIPS)"]))
+    assert len(set(seen)) == len(seen) == 4
 
 
 def test_keep_best_scores_by_itself(server, uploaded, portraits):
