@@ -190,7 +190,13 @@ def adapter_path(file: str) -> Path:
 def check_fits(model, file: str, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse a file of another base: ComfyUI itself would only log what it leaves out."""
     places = comfy.lora.model_lora_keys_unet(model.model, {})
-    channels = 2 * model.get_model_object("latent_format").latent_channels + 1
+    latent = model.get_model_object("latent_format").latent_channels
+    have, channels = model.model.model_config.unet_config.get("in_channels"), 2 * latent + 1
+    if have != latent and any(name.startswith(CONV_IN) for name in tensors):
+        raise ValueError(
+            f"the MODEL takes {have} channels by itself, an inpainting or edit model: load the text-to-image model that "
+            f"{file} was trained on."
+        )
     for layer in sorted({name.partition(".")[0] for name in tensors}):
         up, down = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("up", "down"))
         place = places.get(layer)

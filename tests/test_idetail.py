@@ -28,6 +28,7 @@ from likeness.pipelines.idetail.losses import (
     foreground_loss,
     identity_loss,
     noise_loss,
+    noise_of,
     relight_losses,
 )
 from likeness.pipelines.idetail.prompts import (
@@ -38,7 +39,6 @@ from likeness.pipelines.idetail.prompts import (
     relight_prompt,
 )
 from likeness.pipelines.idetail.takes import INPUT, ORIGINAL, TARGET, Take, pairs_of
-from likeness.pipelines.idetail.task import noise_of
 from likeness.pipelines.training.lora import add_lora, kohya_tensors, save_lora, target_layers
 
 SHAPE = (3, 4, 5, 6)

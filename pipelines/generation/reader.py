@@ -4,7 +4,7 @@
 a trainer can draw items in any order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from .dataset import DatasetError, key_of, open_dataset
@@ -46,12 +46,15 @@ class DatasetReader:
         key, files = self.read_bytes(index)
         return {"__key__": key, **{extension: decode(extension, data) for extension, data in files.items()}}
 
-    def read_bytes(self, index: int) -> tuple[str, dict[str, bytes]]:
-        """Key and undecoded files of an item."""
+    def read_bytes(
+        self, index: int, only: Container[str] | None = None, most: int | None = None
+    ) -> tuple[str, dict[str, bytes]]:
+        """Key and undecoded files of an item; only those of some extensions, and at most so many bytes of each."""
         tar, key, places = self._places[index]
         files = {}
         with open(tar, "rb") as file:
             for extension, (offset, size) in places.items():
-                file.seek(offset)
-                files[extension] = file.read(size)
+                if only is None or extension in only:
+                    file.seek(offset)
+                    files[extension] = file.read(size if most is None else min(size, most))
         return key, files

@@ -59,11 +59,8 @@ def train_conv_in(
     ``into`` and zeros in the others, so the network predicts as the base does. Raises ``ValueError`` where the UNet is
     no text-to-image model.
     """
+    check_base(unet)
     base, latent = unet.conv_in, unet.config.out_channels
-    if base.in_channels != latent:
-        raise ValueError(
-            f"the UNet has {base.in_channels} input channels, a text-to-image model {latent}: give the base model."
-        )
     channels = 2 * latent + 1
     if change is None:
         weight = -padded(base, channels)
@@ -71,6 +68,13 @@ def train_conv_in(
         change = weight, torch.zeros_like(base.bias, dtype=torch.float32)
     unet.conv_in = WidenedConv(base, *(part.to(base.weight.device) for part in change))
     unet.register_to_config(in_channels=channels)
+
+
+def check_base(unet: nn.Module) -> None:
+    """Raise ``ValueError`` where the UNet is no text-to-image model, or one that was widened already."""
+    have, wanted = unet.conv_in.in_channels, unet.config.out_channels
+    if have != wanted:
+        raise ValueError(f"the UNet has {have} input channels, a text-to-image model {wanted}: give the base model.")
 
 
 def conv_in_tensors(change: Tensor, bias_change: Tensor) -> dict[str, Tensor]:
@@ -136,8 +140,10 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def apply_conv_in(unet: nn.Module, tensors: dict[str, Tensor], order: str = ORDERS[0]) -> None:
     """Widen the UNet of a base model for good and give it the trained first convolution."""
+    check_base(unet)
+    dtype = unet.dtype  # asked before the first layer, which it is read from, is another one in float32
     train_conv_in(unet, order, change=conv_in_change(tensors, unet.conv_in))
-    unet.conv_in = unet.conv_in.plain(unet.dtype)
+    unet.conv_in = unet.conv_in.plain(dtype)
 
 
 def apply_adapter(unet: nn.Module, path: Path, strength: float = 1.0) -> str:

@@ -28,6 +28,26 @@ def estimate_clean(noisy: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tens
     return (noisy.float() - (1 - signal).sqrt() * noise.float()) / signal.sqrt()
 
 
+def noise_of(output: Tensor, noisy: Tensor, timesteps: Tensor, scheduler) -> Tensor:
+    """The noise that a network's output means, in float32: the output itself, or of a velocity sqrt(a) v + s x."""
+    if scheduler.config.prediction_type == "epsilon":
+        return output.float()
+    signal = scheduler.alphas_cumprod.to(output.device)[timesteps].reshape(-1, 1, 1, 1)
+    return signal.sqrt() * output.float() + (1 - signal).sqrt() * noisy.float()
+
+
+def clean_of(output: Tensor, noisy: Tensor, timesteps: Tensor, scheduler) -> Tensor:
+    """The clean latent that a network's output means, in float32 (equation 1; of a velocity sqrt(a) x - s v).
+
+    A velocity says it also where there is no signal at all.
+    """
+    signal = scheduler.alphas_cumprod.to(output.device)[timesteps]
+    if scheduler.config.prediction_type == "epsilon":
+        return estimate_clean(noisy, output, signal)
+    signal = signal.reshape(-1, 1, 1, 1)
+    return signal.sqrt() * noisy.float() - (1 - signal).sqrt() * output.float()
+
+
 def identity_loss(clean: Tensor, source: Tensor, mask: Tensor, weigh: Tensor | None = None) -> Tensor:
     """1 - cosine of the foregrounds of the estimate and of the *input* latent (equation 2).
 

@@ -76,9 +76,13 @@ class RelightPipeline(VaePictures, DiffusionPipeline):
         """
         picture = check_image(self._cropped(check_image(image, "image", self.vae_cell)), "cropped image")
         foreground = self._cropped(check_mask(mask, tuple(image.shape[-2:]), image.shape[0]))
+        if not foreground.any():
+            raise ValueError("the mask is black, so nobody would be kept: make it white where the people are.")
         source = self.encode(picture.to(self.unet.device))
         condition = latent_mask(foreground, source.shape[-2:]).to(source), source
         sigmas, timesteps = euler_schedule(self.scheduler, steps, 1.0, self.unet.device)
+        if noise is not None and noise.shape != source.shape:
+            raise ValueError(f"noise is {tuple(noise.shape)}, the latents are {tuple(source.shape)}: give that shape.")
         noise = noise_like(source, generator) if noise is None else noise.to(source)
         embedded = self.embed(negative_prompt, prompt, len(source))
         # A model that was trained with noise only up to some level starts there with signal and noise in proportion.

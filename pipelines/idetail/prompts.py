@@ -28,7 +28,7 @@ class RelightPrompt:
 
 @cache
 def input_table() -> tuple[dict, ...]:
-    """The data file of the 60 input prompts, with the light that each means in the portrait world (``data.py``)."""
+    """The data file of the 60 input prompts, with the light that each means in the portrait world (``world.py``)."""
     return tuple(json.loads(_INPUTS.read_text(encoding="utf-8")))
 
 

@@ -4,7 +4,7 @@ Every data set of this method (``world.py``, ``photo_data.py``) holds one pictur
 ``mask.png``, its prompt ``txt``, and a ``json`` with ``person`` (who), ``role`` and ``prompt`` (its name).
 """
 
-import io
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
@@ -23,6 +23,7 @@ ORIGINAL, INPUT, TARGET = "original", "input", "target"
 # "outputs": the paper's, a person's generated input against its generated target; "direct": the photo against the
 # generated target, the baseline that fails (figure 9), because the generator does not quite know the person.
 PAIRINGS = ("outputs", "direct")
+PNG_HEAD = 24  # bytes, which end with the picture's size
 
 
 @dataclass(frozen=True)
@@ -44,30 +45,34 @@ class Takes:
         """Raises ``ValueError`` where the folder holds no data set, or one of another kind."""
         self.folder, self.reader = folder, DatasetReader(folder)
         self.list: list[Take] = []
+        self.licences: set[str] = set()
 
     @property
     def fingerprint(self) -> str:
         """What tells this data set from all others."""
         return self.reader.dataset.fingerprint
 
-    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Read captions and truth; returns what is wrong. ``progress(done, total)`` may raise to stop.
+    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[list[str], list[str]]:
+        """Read captions and truth, of pictures the head; returns what is wrong, and what is to be noted.
 
-        Raises ``ValueError`` for a data set of another kind.
+        ``progress(done, total)`` may raise to stop. Raises ``ValueError`` for a data set of another kind.
         """
         for place in range(len(self.list), len(self.reader)):
-            key, files = self.reader.read_bytes(place)
-            lacking = [name for name in ("png", "mask.png", "txt", "json") if name not in files]
+            key, files = self.reader.read_bytes(place, only=("txt", "json"))
+            heads = self.reader.read_bytes(place, only=("png", "mask.png"), most=PNG_HEAD)[1]
+            lacking = [name for name in ("png", "mask.png", "txt", "json") if name not in {**files, **heads}]
             if lacking:
                 raise ValueError(
                     f"{self.folder}: item {key} has no {lacking[0]}: give a data set that `dataset_cli.py generate "
                     "idetail` or `generate idetail_portraits` made."
                 )
             truth = decode("json", files["json"])
-            words, size = decode("txt", files["txt"]), picture_size(files["png"])
+            if "licence" in truth:
+                self.licences.add(truth["licence"])
+            words, size = decode("txt", files["txt"]), picture_size(heads["png"])
             self.list.append(Take(place, key, str(truth["person"]), truth["role"], words, size))
             progress(place + 1, len(self.reader))
-        return []
+        return [], []
 
     def files(self, take: Take) -> dict:
         """The decoded files of a take by extension."""
@@ -82,7 +87,10 @@ class Takes:
         if people is not None and people > len(of_person):
             raise ValueError(f"{self.folder} shows {len(of_person)} people, {people} were asked for: generate more.")
         chosen = list(of_person.values())[:people]
-        return [pair for takes in chosen for pair in pairs_of(takes, pairing)]
+        pairs = [pair for takes in chosen for pair in pairs_of(takes, pairing)]
+        if not pairs and pairing == "direct":
+            raise ValueError(f"{self.folder} holds no photos themselves: generate it with --direct.")
+        return pairs
 
 
 class CaptionedFolder:
@@ -91,9 +99,10 @@ class CaptionedFolder:
     def __init__(self, folder: Path):
         self.folder, self.fingerprint = folder, "folder"
         self.list: list[Take] = []
+        self.licences: set[str] = set()
 
-    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Look at every picture; returns what is wrong. ``progress(done, total)`` may raise to stop."""
+    def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[list[str], list[str]]:
+        """Look at every picture; returns what is wrong, and what is to be noted. ``progress`` may raise to stop."""
         found = scan_folder(self.folder, progress)
         errors, self._paths = list(found.errors), []
         for picture in found.pictures:
@@ -103,7 +112,7 @@ class CaptionedFolder:
             self._paths.append(picture.path)
             place, name = len(self.list), picture.path.name
             self.list.append(Take(place, picture.checksum, name, TARGET, picture.caption, picture.size))
-        return errors
+        return errors, found.warnings
 
     def files(self, take: Take) -> dict[str, Tensor]:
         """The picture, and the empty mask that stage 1 knows."""
@@ -112,11 +121,9 @@ class CaptionedFolder:
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """``(H, W)`` from the head of a picture's file."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as picture:
-        return picture.height, picture.width
+    """``(H, W)`` from the head of a PNG."""
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width
 
 
 def fitted(image: Tensor, bucket: tuple[int, int]) -> Tensor:

@@ -6,15 +6,15 @@ of the UNet only.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..configuration import option
 from ..euler import euler_schedule, noise_like
-from ..training.base_model_task import BaseModelSettings, BaseModelTask, prompt_source, time_ids_of
+from ..files import sha256_of_file
+from ..training.base_model_task import BaseModelTask, prompt_source, time_ids_of
 from ..training.diffusion import noisy_latents, sample_posterior
 from ..training.image_folder import bucket_for, cover_crop
 from ..training.lora import add_lora, kohya_tensors, lora_metadata, save_lora
@@ -22,60 +22,9 @@ from ..training.settings import DTYPES
 from ..training.task import BatchRandom, Example, Scan, Source, Validation
 from .adapter import ORDER, conv_in_change, conv_in_tensors, read_adapter, split_adapter, train_conv_in
 from .conditioning import ORDERS, STAGE_ONE_INPUTS, latent_mask, relight_input, stage_one_input
-from .losses import LossWeights, estimate_clean, noise_loss, relight_losses
-from .takes import PAIRINGS, CaptionedFolder, Take, Takes, fitted
-
-
-@dataclass(frozen=True)
-class RelightSettings(BaseModelSettings):
-    """What both stages share: model, data, channels."""
-
-    data: Path = option(help="data set of people in many lights, of `dataset_cli.py generate idetail` or "
-                        "`generate idetail_portraits`")  # fmt: skip
-    held_out: Path | None = option(None, "data set of other people, to validate on (default: the training data)")
-    order: str = option(ORDERS[0], "order of the channels", choices=ORDERS, fixed=True)
-    caption_dropout: float = option(0.1, "fraction of prompts left empty, so that guidance works", minimum=0,
-                                    maximum=1)  # fmt: skip
-    validation_pairs: int = option(4, "pairs shown in a validation", minimum=1)
-    validation_steps: int = option(25, "sampling steps of validation pictures", minimum=1)
-    guidance_scale: float = option(5.0, "classifier-free guidance of validation pictures", minimum=0)
-
-
-@dataclass(frozen=True)
-class ConvInSettings(RelightSettings):
-    """Stage 1: the first convolution learns to see the photo."""
-
-    data: Path = option(help="folder of pictures with captions, or a data set as for stage 2")
-    stage_one_input: str = option(STAGE_ONE_INPUTS[0], "what the nine channels hold; the paper's words taken literally "
-                                  "leave five of them untrained", choices=STAGE_ONE_INPUTS, fixed=True)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelightLoraSettings(RelightSettings):
-    """Stage 2: the LoRA learns to relight."""
-
-    conv_in: Path = option(help="file that idetail-conv-in exported", fixed=True)
-    train_conv_in: bool = option(False, "train the first convolution on too; the paper freezes it", fixed=True)
-    layers: str = option("idetail", "what gets an adapter", choices=("idetail",), fixed=True)
-    rank: int = option(32, "rank of the adapters", minimum=1, fixed=True)
-    alpha: float | None = option(None, "the adapter adds alpha / rank times its output (default: the rank)",
-                                 minimum=0, fixed=True)  # fmt: skip
-    pairing: str = option(PAIRINGS[0], "generated inputs with generated targets, or the photo with them: the baseline "
-                          "that fails", choices=PAIRINGS, fixed=True)  # fmt: skip
-    people: int | None = option(None, "train on the first so many people of the data (default: all)", minimum=1)
-    identity_weight: float = option(LossWeights.identity, "alpha 1: cosine with the input's foreground", minimum=0)
-    foreground_weight: float = option(LossWeights.foreground, "alpha 2: smooth L1 in the foreground", minimum=0)
-    background_weight: float = option(LossWeights.background, "alpha 3: L1 in the background", minimum=0)
-    noise_weight: float = option(LossWeights.noise, "alpha 4: squared error of the noise", minimum=0)
-    latest_timestep: int = option(999, "noise levels above this one are not trained", minimum=0, maximum=999)
-    signal_weighting: bool = option(False, "weigh the three losses of the clean estimate by the share of signal, which "
-                                    "tames the noisiest levels; the paper does not say")  # fmt: skip
-    export_dtype: str = option("fp16", "numbers in the exported files", choices=tuple(DTYPES))
-
-    @property
-    def weights(self) -> LossWeights:
-        """The paper's alphas."""
-        return LossWeights(self.identity_weight, self.foreground_weight, self.background_weight, self.noise_weight)
+from .losses import clean_of, noise_loss, noise_of, relight_losses
+from .settings import ConvInSettings, RelightLoraSettings
+from .takes import CaptionedFolder, Take, Takes, fitted
 
 
 class RelightTask(BaseModelTask):
@@ -84,17 +33,22 @@ class RelightTask(BaseModelTask):
     def scan(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Scan:
         self.check_model_path()
         self.takes, held_out = self.open(self.settings.data), self.settings.held_out
-        errors = self.takes.read(progress)
+        errors, warnings = self.takes.read(progress)
         self.held_out = self.takes
         if held_out is not None:
             self.held_out = self.open(held_out)
-            errors += self.held_out.read()
-        self._shared: dict[tuple[int, str], Source] = {}
+            more = self.held_out.read()
+            errors, warnings = errors + more[0], warnings + more[1]
+        self._shared: dict[tuple, Source] = {}
         self.shown = spread(self.pairs(self.held_out), self.settings.validation_pairs)
         if not self.shown:
-            return Scan([], [*errors, f"{self.held_out.folder} has nothing to show in a validation."], [])
+            return Scan([], [*errors, f"{self.held_out.folder} has nothing to show in a validation."], warnings)
         examples, wrong = self.examples_of(self.takes)
-        return Scan(examples, errors + wrong, [])
+        small = sum(any(side < wanted for side, wanted in zip(take.size, self.bucket(take.size), strict=True))
+                    for take in self.takes.list)  # fmt: skip
+        if small:
+            warnings.append(f"{small} pictures are smaller than the size they are trained at and get enlarged.")
+        return Scan(examples, errors + wrong, warnings)
 
     def open(self, folder: Path) -> Takes | CaptionedFolder:
         """The takes of a folder, not read yet."""
@@ -108,24 +62,27 @@ class RelightTask(BaseModelTask):
         """What is trained on, and what is wrong with it."""
         raise NotImplementedError
 
-    def bucket(self, take: Take) -> tuple[int, int]:
-        """The size ``(H, W)`` a take is trained at."""
-        return bucket_for(take.size, self.settings.resolution, self.settings.bucket_step)
+    def bucket(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size ``(H, W)`` that a picture of ``size`` is trained at."""
+        return cached_bucket(size, self.settings.resolution, self.settings.bucket_step)
 
     def source(self, takes: Takes | CaptionedFolder, take: Take, kind: str) -> Source:
         """The take's latents or mask; one object however many pairs use it."""
-        if (take.place, kind) not in self._shared:
-            height, width = self.bucket(take)
-            content = f"{takes.fingerprint} {take.key}"
-            self._shared[take.place, kind] = Source(kind, content, f"{height}x{width}", (takes, take))
-        return self._shared[take.place, kind]
+        key = (id(takes), take.place, kind)
+        if key not in self._shared:
+            height, width = self.bucket(take.size)
+            self._shared[key] = Source(kind, f"{takes.fingerprint} {take.key}", f"{height}x{width}", (takes, take))
+        return self._shared[key]
 
     def example(self, name: str, take: Take, sources: dict[str, Source]) -> Example:
         """An example of the size of ``take``, with a prompt that may be dropped."""
-        bucket = self.bucket(take)
-        _, corner = cover_crop(take.size, bucket)
-        texts = {"prompt": prompt_source(take.caption), "empty": prompt_source("")}
-        return Example(name, bucket, {**sources, **texts}, time_ids_of(take.size, corner, bucket))
+        texts = {"prompt": shared_prompt(take.caption), "empty": shared_prompt("")}
+        return Example(name, self.bucket(take.size), {**sources, **texts}, take.size)
+
+    def time_ids(self, example: Example) -> Tensor:
+        """What SDXL is told of the target."""
+        _, corner = cover_crop(example.payload, example.bucket)
+        return time_ids_of(example.payload, corner, example.bucket)
 
     def prompt_of(self, load: Callable[[str], dict[str, Tensor]], draw: torch.Generator) -> dict[str, Tensor]:
         """The prompt's encoding, or now and then the empty one's."""
@@ -136,8 +93,8 @@ class RelightTask(BaseModelTask):
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         unet = self.load_base(device, dtype)
-        # A mask is cut and shrunk, which no weights decide.
-        self._hashes["mask"] = "mask"
+        # A mask is cut and shrunk to the cells, which no weights decide.
+        self._hashes["mask"] = f"mask {self.cell}"
         self.prepare(unet)
         return unet.to(device)
 
@@ -147,14 +104,14 @@ class RelightTask(BaseModelTask):
 
     def picture(self, source: Source) -> Tensor:
         takes, take = source.payload
-        return fitted(takes.files(take)["png"], self.bucket(take))[None]
+        return fitted(takes.files(take)["png"], self.bucket(take.size))[None]
 
     @torch.no_grad()
     def encode(self, source: Source) -> dict[str, Tensor]:
         if source.kind != "mask":
             return super().encode(source)
         takes, take = source.payload
-        height, width = self.bucket(take)
+        height, width = self.bucket(take.size)
         mask = fitted(takes.files(take)["mask.png"], (height, width))[None]
         return {"mask": latent_mask(mask, (height // self.cell, width // self.cell))[0]}
 
@@ -174,14 +131,17 @@ class RelightTask(BaseModelTask):
         return Validation(images, {"foreground_error": sum(errors) / len(errors)})
 
     def relit(self, given: Take, wanted: Take, steps: int, seed: int, check_stop) -> tuple[Tensor, float]:
-        """Input, result and target side by side ``[3, H, 3 W]``, and the result's error (RMSE) in the foreground."""
+        """Input, result and target side by side ``[3, H, 3 W]``, and the result's error (RMSE) in the foreground.
+
+        Where the mask is empty, as in stage 1, the error counts everywhere.
+        """
         from .pipeline import RelightPipeline
 
-        bucket, files = self.bucket(given), self.held_out.files(given)
+        bucket, files = self.bucket(given.size), self.held_out.files(given)
         picture, mask = (fitted(files[name], bucket)[None].to(self.device) for name in ("png", "mask.png"))
         target = fitted(self.held_out.files(wanted)["png"], bucket)[None].to(self.device)
-        pipeline = RelightPipeline(self.base.vae, None, None, self.unet, euler(self.base.scheduler),
-                                   order=self.settings.order)  # fmt: skip
+        order, shows_photo = self.validation_layout()
+        pipeline = RelightPipeline(self.base.vae, None, None, self.unet, euler(self.base.scheduler), order=order)
         prompts = self.validation_prompts()
         embedded = tuple(
             {name: tensor.to(self.device, self.unet.dtype) for name, tensor in prompts[text].items()}
@@ -191,15 +151,23 @@ class RelightTask(BaseModelTask):
             source = pipeline.encode(picture)
             sigmas, timesteps = euler_schedule(pipeline.scheduler, steps, 1.0, self.device)
             start = noise_like(source, torch.Generator().manual_seed(seed)) * (sigmas[0] ** 2 + 1).sqrt()
-            condition = latent_mask(mask, source.shape[-2:]), source
+            condition = latent_mask(mask, source.shape[-2:]) * shows_photo, source * shows_photo
             latent = pipeline.sample(start, sigmas, timesteps, embedded, condition, self.settings.guidance_scale,
                                      lambda done, total: check_stop())  # fmt: skip
             made = pipeline.decode(latent)
-        error = ((made - target) * mask).square().sum() / (3 * mask.sum().clamp(min=1))
+        counted = mask if mask.any() else torch.ones_like(mask)
+        error = ((made - target) * counted).square().sum() / (3 * counted.sum())
         return torch.cat([picture, made, target], 3)[0].cpu(), error.sqrt().item()
 
+    def validation_layout(self) -> tuple[str, bool]:
+        """(order of the channels, whether mask and photo are shown) in validation."""
+        return self.settings.order, True
+
     def describe(self) -> dict[str, str]:
-        return {**self.describe_base(), "data": f"{len(self.takes.list)} takes of {self.takes.folder.name}"}
+        base = self.describe_base()
+        data = f"{len(self.takes.list)} takes of {self.takes.folder.name}"
+        licences = " and ".join(sorted(self.takes.licences))
+        return {**base, "data": data, **({"data_licence": licences} if licences else {})}
 
     def save(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, str], rank: int, alpha: float) -> Path:
         """Write a file with all that LoRA managers, ComfyUI and our own loader read of it."""
@@ -208,7 +176,9 @@ class RelightTask(BaseModelTask):
             tensors, title=path.stem, facts=facts, resolution=settings.resolution, rank=rank, alpha=alpha,
             convolutions=True, caption_dropout=settings.caption_dropout,
         )  # fmt: skip
-        origin = {name: facts[name] for name in ("data", "date")}
+        origin = {name: facts[name] for name in ("data", "date", "data_licence") if name in facts}
+        if "data_licence" in facts:
+            metadata["modelspec.license"] += f"; trained on data under: {facts['data_licence']}"
         save_lora(path, tensors, {**metadata, **origin, ORDER: settings.order})
         return path
 
@@ -235,10 +205,16 @@ class TrainConvIn(RelightTask):
         literal = self.settings.stage_one_input == "literal"
         train_conv_in(unet, self.settings.order, "source" if literal else "noisy")
 
+    def validation_layout(self) -> tuple[str, bool]:
+        if self.settings.stage_one_input == STAGE_ONE_INPUTS[0]:
+            return self.settings.order, True
+        # Literally, the noisy latent stands where stage 2 has the source, and nothing else is shown.
+        return next(order for order in ORDERS if order != self.settings.order), False
+
     def sample(
         self, example: Example, load: Callable[[str], dict[str, Tensor]], draw: torch.Generator
     ) -> dict[str, Tensor]:
-        return {**load("source"), **self.prompt_of(load, draw), "time_ids": example.payload}
+        return {**load("source"), **self.prompt_of(load, draw), "time_ids": self.time_ids(example)}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         scheduler, settings = self.base.scheduler, self.settings
@@ -264,7 +240,7 @@ class TrainRelight(RelightTask):
     def examples_of(self, takes: Takes | CaptionedFolder) -> tuple[list[Example], list[str]]:
         examples, errors = [], []
         for given, wanted in takes.pairs(self.settings.pairing, self.settings.people):
-            if self.bucket(given) != self.bucket(wanted):
+            if self.bucket(given.size) != self.bucket(wanted.size):
                 errors.append(f"{given.key} and {wanted.key} of {takes.folder} differ in shape: {given.size} and "
                               f"{wanted.size}.")  # fmt: skip
                 continue
@@ -276,6 +252,7 @@ class TrainRelight(RelightTask):
     def prepare(self, unet: nn.Module) -> None:
         settings = self.settings
         tensors, order = read_adapter(settings.conv_in)
+        self.conv_in_checksum = sha256_of_file(settings.conv_in)
         if order != settings.order:
             raise ValueError(f"--conv-in {settings.conv_in} was trained with the channels {order!r}: set --order so.")
         train_conv_in(unet, order, change=conv_in_change(tensors, unet.conv_in))
@@ -292,7 +269,7 @@ class TrainRelight(RelightTask):
         self, example: Example, load: Callable[[str], dict[str, Tensor]], draw: torch.Generator
     ) -> dict[str, Tensor]:
         latents = {f"{name}_{part}": tensor for name in ("source", "target") for part, tensor in load(name).items()}
-        return {**latents, **load("mask"), **self.prompt_of(load, draw), "time_ids": example.payload}
+        return {**latents, **load("mask"), **self.prompt_of(load, draw), "time_ids": self.time_ids(example)}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         scheduler, settings = self.base.scheduler, self.settings
@@ -304,10 +281,11 @@ class TrainRelight(RelightTask):
         timesteps = random.integers("timestep", 0, settings.latest_timestep + 1).to(target.device)
         noisy = scheduler.add_noise(target, noise, timesteps)
         given = relight_input(noisy, batch["mask"], source, settings.order)
-        estimate = noise_of(self.predict(network, given, timesteps, batch), noisy, timesteps, scheduler)
+        output = self.predict(network, given, timesteps, batch)
+        estimate = noise_of(output, noisy, timesteps, scheduler)
         signal = scheduler.alphas_cumprod.to(target.device)[timesteps]
         weigh = signal if settings.signal_weighting else None
-        clean = estimate_clean(noisy, estimate, signal)
+        clean = clean_of(output, noisy, timesteps, scheduler)
         return relight_losses(estimate, noise, clean, source, target, batch["mask"], settings.weights, weigh)
 
     def export(self, folder: Path, name: str, weights: dict[str, Tensor], facts: dict[str, str]) -> list[Path]:
@@ -317,7 +295,7 @@ class TrainRelight(RelightTask):
         if "conv_in.change" in weights:
             first = conv_in_tensors(weights["conv_in.change"].cpu(), weights["conv_in.bias_change"].cpu())
         else:
-            first, _ = split_adapter(read_adapter(self.settings.conv_in)[0])
+            first = self.frozen_conv_in(facts)
         files = {name: {**first, **lora}, f"{name}_conv_in": first, f"{name}_lora": lora}
         return [
             self.save(folder / f"{title}.safetensors", tensors, facts, self.settings.rank, self.alpha)
@@ -325,12 +303,16 @@ class TrainRelight(RelightTask):
         ]
 
 
-def noise_of(output: Tensor, noisy: Tensor, timesteps: Tensor, scheduler) -> Tensor:
-    """The noise that a network's output means, in float32: the output itself, or of a velocity sqrt(a) v + s x."""
-    if scheduler.config.prediction_type == "epsilon":
-        return output.float()
-    signal = scheduler.alphas_cumprod.to(output.device)[timesteps].reshape(-1, 1, 1, 1)
-    return signal.sqrt() * output.float() + (1 - signal).sqrt() * noisy.float()
+    def describe(self) -> dict[str, str]:
+        return {**super().describe(), "conv_in_sha256": self.conv_in_checksum}
+
+    def frozen_conv_in(self, facts: dict[str, str]) -> dict[str, Tensor]:
+        """The first convolution that was trained with. Raises ``ValueError`` where the file is another one now."""
+        path = self.settings.conv_in
+        tensors, _ = read_adapter(path)
+        if facts.get("conv_in_sha256", "") not in ("", sha256_of_file(path)):
+            raise ValueError(f"{path} is not the file any more that this LoRA was trained with: put that one back.")
+        return split_adapter(tensors)[0]
 
 
 def euler(scheduler):
@@ -338,6 +320,10 @@ def euler(scheduler):
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler.from_config(scheduler.config)
+
+
+cached_bucket = cache(bucket_for)
+shared_prompt = cache(prompt_source)
 
 
 def spread(items: list, count: int) -> list:

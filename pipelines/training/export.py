@@ -49,7 +49,7 @@ def training_facts(settings, state: dict, step: int) -> dict[str, str]:
         "ss_training_comment": f"Likeness; {state['progress']['bad_steps']} steps skipped as not finite",
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "likeness_revision": state["progress"].get("revision", "unknown"),
-        "likeness_settings": json.dumps(_without_paths(settings)),
+        "likeness_settings": json.dumps(settings_facts(settings)),
     }
     return {**{name: str(value) for name, value in facts.items()}, **state["description"]}
 
@@ -64,7 +64,8 @@ def revision() -> str:
         return "unknown"
 
 
-def _without_paths(settings) -> dict:
+def settings_facts(settings) -> dict:
+    """All settings as tables, of paths their last names only, as a file keeps them."""
     # A file that is handed on should not tell what its maker's folders are called.
     return {
         section: {name: value.name if isinstance(value, Path) else value for name, value in values.items()}

@@ -114,7 +114,7 @@ def merge_kohya(unet: nn.Module, tensors: dict[str, Tensor], strength: float = 1
                 f"{name} changes a weight of {tuple(change.shape)}, this UNet's is {tuple(weight.shape)}: "
                 "the file was trained on another base model."
             )
-        weight.copy_(weight.float() + strength * scale * change)
+        weight.copy_(weight.float() + strength * scale * change.to(weight.device))
 
 
 def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
