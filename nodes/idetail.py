@@ -194,8 +194,8 @@ def check_fits(model, file: str, tensors: dict[str, torch.Tensor]) -> None:
     have, channels = model.model.model_config.unet_config.get("in_channels"), 2 * latent + 1
     if have != latent and any(name.startswith(CONV_IN) for name in tensors):
         raise ValueError(
-            f"the MODEL takes {have} channels by itself, an inpainting or edit model: load the text-to-image model that "
-            f"{file} was trained on."
+            f"the MODEL takes {have} channels by itself, an inpainting or edit model: load the text-to-image model "
+            f"that {file} was trained on."
         )
     for layer in sorted({name.partition(".")[0] for name in tensors}):
         up, down = (tensors.get(f"{layer}.lora_{part}.weight") for part in ("up", "down"))

@@ -374,11 +374,11 @@ def claims_report(
         f"{settings.people} held-out people x {len(settings.effects)} effects ({names}), {settings.size}x"
         f"{settings.size}, {settings.sampling_steps} Euler steps, guidance {settings.guidance_scale:g}; mean ± 95 % "
         f"interval over people. Each row saw {settings.steps} x {settings.batch} pairs in training, rank "
-        f"{settings.rank} where it does not say its own, the losses of the clean estimate weighed by the share of signal (the paper "
-        "does not say; one row is without). The truth keeps person, pose and costume and changes light and background; "
-        "the error counts in the foreground. Face ID and Clothing compare with the photo, so that light alone costs "
-        "something too: the row of the exact truth says how much. With the placeholder alone nothing is asked for, so "
-        "its error is against the photo."
+        f"{settings.rank} where it does not say its own, the losses of the clean estimate weighed by the share of "
+        "signal (the paper does not say; one row is without). The truth keeps person, pose and costume and changes "
+        "light and background; the error counts in the foreground. Face ID and Clothing compare with the photo, so "
+        "that light alone costs something too: the row of the exact truth says how much. With the placeholder alone "
+        "nothing is asked for, so its error is against the photo."
     )
     rows = {**found, **split_by_training(found, FULL, settings.effects), **more}
     return "\n".join([note, "", claims_table(rows, COLUMNS), "", *verdicts(found, more, settings)])
