@@ -140,7 +140,7 @@ class RelightTask(BaseModelTask):
         bucket, files = self.bucket(given.size), self.held_out.files(given)
         picture, mask = (fitted(files[name], bucket)[None].to(self.device) for name in ("png", "mask.png"))
         target = fitted(self.held_out.files(wanted)["png"], bucket)[None].to(self.device)
-        order, shows_photo = self.validation_layout()
+        order, shows_mask, shows_photo = self.validation_layout()
         pipeline = RelightPipeline(self.base.vae, None, None, self.unet, euler(self.base.scheduler), order=order)
         prompts = self.validation_prompts()
         embedded = tuple(
@@ -151,7 +151,7 @@ class RelightTask(BaseModelTask):
             source = pipeline.encode(picture)
             sigmas, timesteps = euler_schedule(pipeline.scheduler, steps, 1.0, self.device)
             start = noise_like(source, torch.Generator().manual_seed(seed)) * (sigmas[0] ** 2 + 1).sqrt()
-            condition = latent_mask(mask, source.shape[-2:]) * shows_photo, source * shows_photo
+            condition = latent_mask(mask, source.shape[-2:]) * shows_mask, source * shows_photo
             latent = pipeline.sample(start, sigmas, timesteps, embedded, condition, self.settings.guidance_scale,
                                      lambda done, total: check_stop())  # fmt: skip
             made = pipeline.decode(latent)
@@ -159,9 +159,9 @@ class RelightTask(BaseModelTask):
         error = ((made - target) * counted).square().sum() / (3 * counted.sum())
         return torch.cat([picture, made, target], 3)[0].cpu(), error.sqrt().item()
 
-    def validation_layout(self) -> tuple[str, bool]:
-        """(order of the channels, whether mask and photo are shown) in validation."""
-        return self.settings.order, True
+    def validation_layout(self) -> tuple[str, bool, bool]:
+        """(order of the channels, whether the mask is shown, whether the photo is) in validation."""
+        return self.settings.order, True, True
 
     def describe(self) -> dict[str, str]:
         base = self.describe_base()
@@ -205,11 +205,11 @@ class TrainConvIn(RelightTask):
         literal = self.settings.stage_one_input == "literal"
         train_conv_in(unet, self.settings.order, "source" if literal else "noisy")
 
-    def validation_layout(self) -> tuple[str, bool]:
+    def validation_layout(self) -> tuple[str, bool, bool]:
         if self.settings.stage_one_input == STAGE_ONE_INPUTS[0]:
-            return self.settings.order, True
+            return self.settings.order, False, True
         # Literally, the noisy latent stands where stage 2 has the source, and nothing else is shown.
-        return next(order for order in ORDERS if order != self.settings.order), False
+        return next(order for order in ORDERS if order != self.settings.order), False, False
 
     def sample(
         self, example: Example, load: Callable[[str], dict[str, Tensor]], draw: torch.Generator
