@@ -183,7 +183,7 @@ def relight_in_pipeline() -> dict:
 
     pipeline, portrait, mask = embedded_relight_pipeline(), load_image(PORTRAIT), load_image(PORTRAIT_MASK)[:, :1]
     return {
-        effect: pipeline(portrait, relight_prompt(effect), mask, guidance_scale=4.0,
+        effect: pipeline(portrait, relight_prompt(effect), mask, guidance_scale=2.0,
                          generator=torch.Generator().manual_seed(1), on_step=show_progress)
         for effect in EFFECTS
     }  # fmt: skip

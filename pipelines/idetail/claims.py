@@ -89,7 +89,7 @@ class ClaimsSettings:
     population: int = 2
     effects: tuple[str, ...] = ("pantone", "window grill", "dark shadow", "golden hour", "night sky", "garden")
     sampling_steps: int = 12
-    guidance_scale: float = 4.0
+    guidance_scale: float = 2.0
     size: int = 128
 
 
