@@ -8,9 +8,10 @@ import pytest
 import torch
 from comfyui_environment import load_script
 from likeness.pipelines.configuration import build_settings
+from likeness.pipelines.embedded.family import load_family
 from likeness.pipelines.evaluation.claims import verdict
 from likeness.pipelines.idetail import claims
-from likeness.pipelines.idetail.adapter import read_adapter, split_adapter
+from likeness.pipelines.idetail.adapter import SHIPPED, read_adapter, split_adapter
 from likeness.pipelines.idetail.pipeline import RelightPipeline
 from likeness.pipelines.idetail.prompts import INPUT_PROMPTS
 from likeness.pipelines.idetail.takes import INPUT, ORIGINAL, TARGET, Takes, fitted
@@ -327,3 +328,23 @@ def test_a_verdict_knows_which_way_is_better():
     found = {"a": {"x": torch.tensor([[1.0], [2.0]])}, "b": {"x": torch.tensor([[2.0], [3.0]])}}
     assert verdict(found, {"x": ("X", False)}, "less", "a", "b", "x").startswith("- holds: less; gain 1.000")
     assert verdict(found, {"x": ("X", True)}, "more", "a", "b", "x").startswith("- DOES NOT HOLD")
+
+
+# ---- what is shipped
+
+
+def test_the_shipped_adapter_is_small_says_how_it_was_made_and_relights():
+    files = sorted(SHIPPED.parent.glob("*.safetensors"))
+    assert [file.name for file in files] == ["conv_in.safetensors", "relight.safetensors"]
+    assert sum(file.stat().st_size for file in files) < 4 * 2**20
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata()
+        assert {"ss_seed", "ss_steps", "likeness_revision", "likeness_settings", "data", "date"} <= set(facts)
+        assert "dirty" not in facts["likeness_revision"] and "/" not in facts["likeness_settings"]
+    settings = claims.ClaimsSettings(SHIPPED, SHIPPED, SHIPPED, people=3, effects=("pantone", "dark shadow"),
+                                     sampling_steps=6)  # fmt: skip
+    found = claims.measure(load_family(), {claims.BASE: None, "shipped": SHIPPED}, settings)
+    errors = {row: columns["error"].mean().item() for row, columns in found.items()}
+    assert errors["shipped"] < 0.9 * errors[claims.PHOTO]
+    assert found["shipped"]["face"].mean() < found[claims.BASE]["face"].mean()

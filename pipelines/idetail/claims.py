@@ -231,7 +231,7 @@ def measure(
     subjects = subjects_of([original(settings.population, number) for number in range(settings.people)], settings.size)
     names = [PHOTO, TRUTH, *models]
     found = {name: {column: [] for column in COLUMNS} for name in names}
-    done, total = 0, (len(models) + 1) * len(settings.effects)
+    done, total = 0, len(names) * len(settings.effects)
     truths = {effect: truth_of(subjects, effect, settings) for effect in settings.effects}
     for name in names:
         relight = Relighter(family, models[name], settings) if name in models else None
@@ -244,7 +244,7 @@ def measure(
             for column, values in score(made, subjects, truths[effect], prompts).items():
                 found[name][column].append(values)
             done += 1
-            progress(min(done, total), total)
+            progress(done, total)
     return {name: {column: torch.stack(parts, 1).float() for column, parts in columns.items()}
             for name, columns in found.items()}  # fmt: skip
 
