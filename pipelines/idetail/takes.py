@@ -4,6 +4,7 @@ Every data set of this method (``world.py``, ``photo_data.py``) holds one pictur
 ``mask.png``, its prompt ``txt``, and a ``json`` with ``person`` (who), ``role`` and ``prompt`` (its name).
 """
 
+import json
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class Takes:
     def fingerprint(self) -> str:
         """What tells this data set from all others."""
         return self.reader.dataset.fingerprint
+
+    def made_by(self) -> str:
+        """The recipe and its settings, which hold no paths, in words for a file."""
+        made = json.loads((self.folder / "dataset.json").read_text(encoding="utf-8"))["settings"]
+        told = ", ".join(f"{name} {value}" for name, value in made.items())
+        return f" ({self.reader.dataset.recipe}: {told})"
 
     def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[list[str], list[str]]:
         """Read captions and truth, of pictures the head; returns what is wrong, and what is to be noted.
@@ -113,6 +120,10 @@ class CaptionedFolder:
             place, name = len(self.list), picture.path.name
             self.list.append(Take(place, picture.checksum, name, TARGET, picture.caption, picture.size))
         return errors, found.warnings
+
+    def made_by(self) -> str:
+        """Nothing is known of it."""
+        return ""
 
     def files(self, take: Take) -> dict[str, Tensor]:
         """The picture, and the empty mask that stage 1 knows."""

@@ -165,7 +165,7 @@ class RelightTask(BaseModelTask):
 
     def describe(self) -> dict[str, str]:
         base = self.describe_base()
-        data = f"{len(self.takes.list)} takes of {self.takes.folder.name}"
+        data = f"{len(self.takes.list)} takes of {self.takes.folder.name}{self.takes.made_by()}"
         licences = " and ".join(sorted(self.takes.licences))
         return {**base, "data": data, **({"data_licence": licences} if licences else {})}
 
