@@ -27,7 +27,7 @@ def wait(device: str) -> None:
 
 
 def in_turns(actions: dict, device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each action; they take turns, and the first turn does not count."""
+    """Median seconds of each action; they take turns, of which the first does not count where there are more."""
     taken = {name: [] for name in actions}
     for _ in range(repeats + 1):
         for name, action in actions.items():
@@ -36,7 +36,7 @@ def in_turns(actions: dict, device: str, repeats: int) -> dict[str, float]:
             action()
             wait(device)
             taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+    return {name: statistics.median(times[1:] or times) for name, times in taken.items()}
 
 
 def adapted_unet(device: str, dtype: torch.dtype):
@@ -80,7 +80,7 @@ def inference(side: int, device: str, dtype: torch.dtype, repeats: int) -> str:
         "encode": lambda: vae.encode(photo * 2 - 1).latent_dist.mode(),
         "mask": lambda: latent_mask(mask, (cells, cells)),
         "decode": lambda: vae.decode(latent).sample,
-    }, device, 1)  # fmt: skip
+    }, device, min(repeats, 1))  # fmt: skip
     before = 2 * STEPS * parts["plain"] + parts["decode"]
     after = 2 * STEPS * parts["relit"] + parts["encode"] + parts["mask"] + parts["decode"]
     told = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items())
@@ -130,7 +130,7 @@ def training(side: int, device: str, dtype: torch.dtype, repeats: int) -> str:
         noise, at = torch.randn_like(target), torch.randint(0, 1000, (1,), device=device)
         noisy = scheduler.add_noise(target, noise, at)
         seen = relight_input(noisy, batch["mask"], source).to(dtype)
-        with torch.autocast(device, dtype):
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             made = unet(seen, at, batch["encoder_hidden_states"], added_cond_kwargs=batch["added_cond_kwargs"]).sample
         clean = estimate_clean(noisy, made, scheduler.alphas_cumprod.to(device)[at])
         sum(relight_losses(made, noise, clean, source, target, batch["mask"], LossWeights()).values()).backward()
@@ -150,18 +150,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=1024, help="pixels of relit pictures (default: 1024)")
     parser.add_argument("--training-side", type=int, default=512, help="pixels in training (default: 512)")
-    parser.add_argument("--repeats", type=int, default=1, help="turns that count (default: 1)")
+    parser.add_argument("--repeats", type=int, default=1,
+                        help="turns that count, after one that does not; 0: a single turn (default: 1)")  # fmt: skip
     parser.add_argument("--readme", action="store_true", help="write the result into README.md")
     options = parser.parse_args()
     load_pack()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     lines = [inference(options.side, device, dtype, options.repeats)]
     print(lines[0], flush=True)
     lines.append(training(options.training_side, device, dtype, options.repeats))
     print(lines[1], flush=True)
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads, no GPU"
-    lines.append(f"Random weights of KOALA-700M's size in bf16, VAE in training in float32; {where} "
+    lines.append(f"Random weights of KOALA-700M's size in {str(dtype).removeprefix('torch.')}; {where} "
                  f"({platform.machine()}); torch {torch.__version__}.")  # fmt: skip
     if options.readme:
         write_into_readme("relighting", "\n\n".join(lines))
