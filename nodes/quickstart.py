@@ -61,8 +61,9 @@ def main() -> int:
     environment.ensure_environment(MODULES)
     pack.load_pack()
     try:
+        host = choose_host(options.host)
         for job in options.jobs:
-            {"edit": run_edits, "relight": run_relighting, "refine": run_refine}[job](options)
+            {"edit": run_edits, "relight": run_relighting, "refine": run_refine}[job](options, host)
     except (ValueError, OSError, ImportError, comfyui_server.ComfyServerError, comfyui_server.ComfyRunError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
@@ -72,10 +73,10 @@ def main() -> int:
 # ---- editing a portrait by text
 
 
-def run_edits(options: argparse.Namespace) -> None:
+def run_edits(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
     from likeness.pipelines.images import load_image, save_image
 
-    host, output = choose_host(options.host), options.output
+    output = options.output
     output.mkdir(parents=True, exist_ok=True)
     edits, portrait = {"edit": options.text} if options.text else EDITS, load_image(PORTRAIT)
     started = time.perf_counter()
@@ -154,11 +155,11 @@ def report_edits(portrait, edited: dict[str, list], edits: dict[str, str], outpu
 # ---- relighting it
 
 
-def run_relighting(options: argparse.Namespace) -> None:
+def run_relighting(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
     import torch
     from likeness.pipelines.images import load_image, save_image
 
-    host, output = choose_host(options.host), options.output
+    output = options.output
     output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if host is None:
@@ -210,7 +211,7 @@ def relight_in_comfyui(folder: Path, python: Path) -> dict:
 # ---- giving a damaged edit its structure back
 
 
-def run_refine(options: argparse.Namespace) -> None:
+def run_refine(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
     from likeness.pipelines.images import example_photo, load_image, save_image, size_text
     from likeness.pipelines.spl.damage import lossy_edit
     from likeness.pipelines.spl.score import MIN_SIDE
@@ -218,7 +219,6 @@ def run_refine(options: argparse.Namespace) -> None:
     photo = load_image(options.photo) if options.photo else example_photo()
     if min(photo.shape[-2:]) < MIN_SIDE:
         raise ValueError(f"{options.photo} is {size_text(photo)} pixels: use a photo of at least {MIN_SIDE} a side.")
-    host = choose_host(options.host)
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
     files = {name: output / f"{name}.png" for name in ("photo", "edit", "refined", "comparison")}
