@@ -34,6 +34,11 @@ def test_a_portrait_is_edited_by_text_with_and_without_structure_preservation(tm
         assert (kept - portrait).abs().mean() > 0.01  # it is an edit, not the portrait again
     assert load_image(output / "comparison.png").shape == (1, 3, 256, 512)
     assert (output / "scores.txt").read_text() in done.stdout
+    shown = load_image(output / "relit.png")
+    assert shown.shape == (1, 3, 128, 5 * 128) and torch.equal(shown[..., :128], portrait)
+    pantone = load_image(output / "relit_pantone.png")
+    sides = pantone[..., 8:24].mean((0, 2, 3)) - pantone[..., -24:-8].mean((0, 2, 3))
+    assert sides[0] > 0.1 and sides[2] < -0.1  # red light from the left, blue from the right
 
 
 def test_the_default_photo_is_refined(tmp_path):
