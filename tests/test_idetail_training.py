@@ -299,9 +299,13 @@ def test_claims_train_their_rows_once_and_measure_against_the_exact_truth(tmp_pa
     shorter = {"steps": 1, "batch": 1, "effects": ("pantone", "garden"), "sampling_steps": 1, "rank": 2}
     real = claims.ClaimsSettings
     monkeypatch.setattr(claims, "ClaimsSettings", lambda *given, **more: real(*given[:4], **{**more, **shorter}))
-    for _ in range(2):  # the second time nothing is trained
-        cli("evaluate_cli", "claims", "idetail", "--data", tmp_path / "data", "--conv-in",
-            tmp_path / "conv" / "conv_in.safetensors", "--output", tmp_path / "claims", "--people", 2)  # fmt: skip
+    cli("evaluate_cli", "claims", "idetail", "--data", tmp_path / "data", "--conv-in",
+        tmp_path / "conv" / "conv_in.safetensors", "--output", tmp_path / "claims", "--people", 2)  # fmt: skip
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "claims").glob("runs/*/relight.safetensors")}
+    same = real(tmp_path / "data", tmp_path / "conv" / "conv_in.safetensors", tmp_path / "claims" / "runs", **shorter)
+    for row in claims.ROWS:  # what is there is not trained again
+        file = claims.train_row(row, same)
+        assert files[file] == file.stat().st_mtime_ns
     again = {**shorter, "learning_rate": 0.5}
     monkeypatch.setattr(claims, "ClaimsSettings", lambda *given, **more: real(*given[:4], **{**more, **again}))
     told = load_script("evaluate_cli").main([
