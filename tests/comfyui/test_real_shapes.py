@@ -24,12 +24,12 @@ BYTES = {"sd1": 2.1e9, "sd2": 2.5e9, "koala-700m": 3.3e9, "sdxl": 6.9e9}
 
 
 @pytest.fixture
-def server(comfyui_dir, tmp_path):
-    """A server whose only models are those that a test writes to ``tmp_path/models``."""
+def server(request, comfyui_dir, tmp_path):
+    """A server whose only models are those that a test writes to ``tmp_path/models``; parameter: more arguments."""
     import skimage.data
 
     (tmp_path / "models" / "checkpoints").mkdir(parents=True)
-    arguments = ["--models-directory", str(tmp_path / "models")]
+    arguments = ["--models-directory", str(tmp_path / "models"), *getattr(request, "param", ())]
     with ComfyServer(comfyui_dir, find_python(comfyui_dir), arguments=arguments) as running:
         for name in ("likeness_photo.png", "likeness_portrait.png"):
             save_image(from_uint8(skimage.data.astronaut()[:192, 112:368])[0], tmp_path / name)
@@ -78,8 +78,11 @@ def write_full_size_adapter(name: str, path: Path) -> None:
     save_file(tensors, path, metadata={ORDER: ORDERS[0]})
 
 
+# ComfyUI keeps every weight that a LoRA changes twice; in float32, as it runs on a CPU, SDXL's take 20 GB.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["koala-700m", "sdxl"])
+@pytest.mark.parametrize(
+    ("server", "name"), [((), "koala-700m"), (("--bf16-unet",), "sdxl")], indirect=["server"], ids=["koala", "sdxl"]
+)
 def test_relighting_runs_on_a_full_size_checkpoint(server, tmp_path, name):
     """One step of the shipped graph with nine channels, and another picture without the photo's first convolution."""
     graph, steps = json.loads(json.dumps(RELIGHT)), {}
