@@ -31,7 +31,10 @@ from likeness.pipelines.spl.embedded import pipeline_of
 from likeness.pipelines.spl.guidance import StructureGuidance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = ClaimsSettings(people=2, batch=2, edit=EditSettings(steps=3), start=0.6)
+# A third of the iterations: rows have to differ, not to be good.
+SMALL = ClaimsSettings(
+    people=2, batch=2, structure=StructureSettings(iterations=33), edit=EditSettings(steps=3), start=0.6
+)
 
 
 @pytest.fixture(scope="module")
