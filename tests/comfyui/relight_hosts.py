@@ -61,12 +61,13 @@ class Host:
 
     def __init__(self, name, base, model, vae, encode, folder):
         self.name, self.base, self.model, self.vae, self.encode = name, base, model, vae, encode
-        self.folder = folder / name
+        # ComfyUI finds files by their names alone, and another test has an sdxl.safetensors.
+        self.folder = folder / f"relight_{name}"
         self.folder.mkdir()
         write_adapter(base.unet, self.folder)
 
     def file(self, suffix: str = "") -> str:
-        return f"{self.name}{suffix}.safetensors"
+        return f"{self.folder.name}{suffix}.safetensors"
 
     def by_stock_loader(self, suffix: str = "", strength: float = 1.0, model=None):
         loader = comfyui_nodes.LoraLoaderModelOnly()
