@@ -277,9 +277,7 @@ class TrainRelight(RelightTask):
         # The input as it will be given: the mode of its posterior, without the noise of a draw.
         source = batch["source_mean"] * scale
         target = sample_posterior(batch["target_mean"], batch["target_std"], random) * scale
-        noise = random.normal("noise", tuple(target.shape[1:])).to(target.device)
-        timesteps = random.integers("timestep", 0, settings.latest_timestep + 1).to(target.device)
-        noisy = scheduler.add_noise(target, noise, timesteps)
+        noisy, noise, timesteps = noisy_latents(target, random, scheduler, settings.latest_timestep)
         given = relight_input(noisy, batch["mask"], source, settings.order)
         output = self.predict(network, given, timesteps, batch)
         estimate = noise_of(output, noisy, timesteps, scheduler)

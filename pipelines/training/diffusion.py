@@ -36,10 +36,14 @@ def diffusion_loss(
     return errors.mean()
 
 
-def noisy_latents(clean: Tensor, random, scheduler) -> tuple[Tensor, Tensor, Tensor]:
-    """(noisy latents, noise, timesteps) with the random numbers of ``random`` (a ``BatchRandom``)."""
+def noisy_latents(clean: Tensor, random, scheduler, latest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(noisy latents, noise, timesteps) with the random numbers of ``random`` (a ``BatchRandom``).
+
+    ``latest``: the noisiest timestep there is, None for that of the scheduler.
+    """
+    steps = scheduler.config.num_train_timesteps if latest is None else latest + 1
     noise = random.normal("noise", tuple(clean.shape[1:])).to(clean.device)
-    timesteps = random.integers("timestep", 0, scheduler.config.num_train_timesteps).to(clean.device)
+    timesteps = random.integers("timestep", 0, steps).to(clean.device)
     return scheduler.add_noise(clean, noise, timesteps), noise, timesteps
 
 
