@@ -300,7 +300,6 @@ class TrainRelight(RelightTask):
             for title, tensors in files.items()
         ]
 
-
     def describe(self) -> dict[str, str]:
         return {**super().describe(), "conv_in_sha256": self.conv_in_checksum}
 
