@@ -55,6 +55,8 @@ CONVNEXT = {
     "hidden_sizes": [32, 64, 96, 160], "depths": [1, 1, 2, 1], "patch_size": 2, "num_channels": 3,
     "image_size": FACE_SIZE, "layer_scale_init_value": 0.0,
 }  # fmt: skip
+# Telling people apart takes more samples than pixels: patches of 4x4 make a step three times as fast.
+FACE_CONVNEXT = CONVNEXT | {"depths": [2, 2, 2, 1], "patch_size": 4}
 
 
 def autoencoder() -> AutoencoderKL:
@@ -85,6 +87,11 @@ def image_encoder() -> CLIPVisionModelWithProjection:
 def convnext() -> ConvNextModel:
     """Pictures of 64x64 pixels or so, [B, 3, H, W] in -1..1, to ``pooler_output`` [B, 160]; no batch statistics."""
     return ConvNextModel(ConvNextConfig(**CONVNEXT))
+
+
+def face_convnext() -> ConvNextModel:
+    """The face embedder: ``convnext`` for aligned faces, with coarser patches and more blocks."""
+    return ConvNextModel(ConvNextConfig(**FACE_CONVNEXT))
 
 
 def build(make: Callable[..., nn.Module], *arguments, seed: int) -> nn.Module:

@@ -14,7 +14,7 @@ from ..faces import align_faces
 from ..metrics.verification import pair_similarities, verification_accuracy
 from ..portraits import LANDMARKS
 from ..training.task import BatchRandom, Example, Validation
-from .architectures import FACE_SIZE, build, convnext, seeded
+from .architectures import FACE_SIZE, build, face_convnext, seeded
 from .components import TRANSFORMERS, plain_config, save_component
 from .portrait_set import DataSettings, PortraitSet, PortraitTask, batches, without_prefix
 
@@ -76,7 +76,7 @@ class TrainFaceEmbedder(PortraitTask):
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         labels = sorted({truth["label"] for truth in self.portraits.truth})
         self.classes = {label: number for number, label in enumerate(labels)}
-        embedder = build(convnext, seed=self.seed)
+        embedder = build(face_convnext, seed=self.seed)
         with seeded(self.seed, "people"):
             return FaceClassifier(embedder, len(labels)).to(device)
 
@@ -105,7 +105,7 @@ class TrainFaceEmbedder(PortraitTask):
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         tensors = without_prefix(weights, "embedder.")
-        save_component(folder / "face_embedder", TRANSFORMERS, plain_config(convnext()), tensors, facts)
+        save_component(folder / "face_embedder", TRANSFORMERS, plain_config(face_convnext()), tensors, facts)
 
 
 def landmarks_of(truth: dict) -> Tensor:
