@@ -1,19 +1,24 @@
 """Training the embedded autoencoder (VAE) on crops of portraits."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..configuration import option
 from ..training.task import BatchRandom, Example, Validation
+from ..weights.diffusers_folder import load_component
 from .architectures import AUTOENCODER, autoencoder, build
 from .components import DIFFUSERS, plain_config, save_component
 from .portrait_set import SIDE, DataSettings, PortraitTask, without_prefix
 
 SHOWN = 8
+# In the metadata of an export: the metadata of the one it was trained on from.
+CONTINUED = "likeness_continued"
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class AutoencoderSettings(DataSettings):
     """Autoencoder: data, crops, weights of the losses."""
 
     crop: int = option(64, "side of the square crops; whole portraits cost four times as much", minimum=16, fixed=True)
+    decoder_of: Path | None = option(None, "folder of embedded models: train its VAE's decoder alone, so that what was "
+                                     "trained on its latents stays valid", fixed=True)  # fmt: skip
+    face: float = option(0.0, "how much more an error inside of the face's box counts", minimum=0)
+    squared: float = option(0.0, "weight of the squared error, which is what PSNR measures", minimum=0)
     edges: float = option(0.5, "weight of the error of the differences between neighbours, for sharpness", minimum=0)
     kl: float = option(5e-4, "weight of the KL divergence to the standard normal", minimum=0)
     spread: float = option(0.1, "weight that holds the latents' standard deviation at 1", minimum=0)
@@ -54,20 +63,36 @@ class TrainAutoencoder(PortraitTask):
         super().__init__(settings, seed)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        return Autoencode(build(autoencoder, seed=self.seed)).to(device)
+        if self.settings.decoder_of is None:
+            model = build(autoencoder, seed=self.seed)
+        else:
+            model = load_component(self.settings.decoder_of, "vae", torch.float32)
+            for part in (model.encoder, model.quant_conv):
+                part.requires_grad_(False)
+        self.model = model.to(device)
+        return Autoencode(self.model)
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         picture, side = self.portraits.picture(example.payload), self.settings.crop
         top, left = (int(torch.randint(0, size - side + 1, (1,), generator=draw)) for size in picture.shape[1:])
-        return {"pixels": picture[:, top : top + side, left : left + side]}
+        x0, y0, x1, y1 = (round(edge) for edge in self.portraits.truth[example.payload]["face_box"])
+        weight = torch.ones(1, *picture.shape[1:])
+        weight[:, y0:y1, x0:x1] += self.settings.face
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        return {"pixels": picture[:, rows, columns], "weight": weight[:, rows, columns]}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        pixels = batch["pixels"]
+        pixels, weight = batch["pixels"], batch["weight"] / batch["weight"].mean()
         cells = (AUTOENCODER["latent_channels"], pixels.shape[2] // 8, pixels.shape[3] // 8)
         made, mean, logvar = network(pixels, random.normal("posterior", cells).to(pixels.device))
-        return {
-            "pixels": (made - pixels).abs().mean(),
-            "edges": self.settings.edges * edge_error(made, pixels),
+        losses = {
+            "pixels": (weight * (made - pixels).abs()).mean(),
+            "squared": self.settings.squared * (weight * (made - pixels).square()).mean(),
+            "edges": self.settings.edges * edge_error(made, pixels, weight),
+        }
+        if self.settings.decoder_of is not None:
+            return losses
+        return losses | {
             "kl": self.settings.kl * 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
             "spread": self.settings.spread * (mean.std() - 1).square(),
         }
@@ -88,14 +113,23 @@ class TrainAutoencoder(PortraitTask):
         return Validation(images, {"psnr": psnr.item()})
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-        config = plain_config(autoencoder())
-        save_component(folder / "vae", DIFFUSERS, config, without_prefix(weights, "model."), facts)
+        trained = without_prefix(weights, "model.")
+        if self.settings.decoder_of is not None:
+            trained = {**self.model.state_dict(), **trained}
+            with safe_open(self.settings.decoder_of / "vae" / DIFFUSERS, "pt") as opened:
+                facts = {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
+        save_component(folder / "vae", DIFFUSERS, plain_config(self.model), trained, facts)
 
 
-def edge_error(made: Tensor, wanted: Tensor) -> Tensor:
-    """Mean absolute error of the differences between neighbours, down and across."""
+def edge_error(made: Tensor, wanted: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Mean absolute error of the differences between neighbours, down and across.
+
+    weight: [B, 1, H, W] or a number; a difference counts as the mean of its two pixels.
+    """
     error = made - wanted
-    return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    weight = torch.as_tensor(weight, device=made.device).expand(len(made), 1, *made.shape[2:])
+    down, across = (weight[:, :, 1:] + weight[:, :, :-1]) / 2, (weight[..., 1:] + weight[..., :-1]) / 2
+    return (down * error.diff(dim=2).abs()).mean() + (across * error.diff(dim=3).abs()).mean()
 
 
 def reconstruct(model, pictures: Tensor) -> Tensor:
