@@ -26,6 +26,8 @@ def save_component(folder: Path, file: str, config: dict, weights: dict[str, Ten
 def plain_config(module) -> dict:
     """The configuration of a diffusers or transformers model as its ``save_pretrained`` would write it."""
     if hasattr(module, "to_json_string"):  # diffusers
-        return json.loads(module.to_json_string())
+        config = json.loads(module.to_json_string())
+        config.pop("_name_or_path", None)  # of the machine it was trained on
+        return config
     config = module.config.to_dict()
     return {**config, "architectures": [type(module).__name__]}
