@@ -65,8 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument("--output", type=Path, help="the new folder")
     target.add_argument("--measure", type=Path, help="measure this folder again, instead of making one")
     target.add_argument("--extend", type=Path, help="put face embedder or detector into this folder, measure these "
-                        "alone, and keep the rest and its figures")  # fmt: skip
-    embedded.add_argument("--judge", type=Path, help="folder that the task embedded-judge exported; not for --extend")
+                        "alone, and keep the rest and its figures; or an autoencoder with a new decoder, and measure "
+                        "all")  # fmt: skip
+    embedded.add_argument(
+        "--judge", type=Path, help="folder that the task embedded-judge exported, wherever all is measured"
+    )
     embedded.add_argument("--held-out", type=Path, required=True, help="data set of people not trained on")
     embedded.add_argument("--generated", type=int, default=1000, help="pictures to generate (default: 1000)")
     embedded.add_argument("--guidance-scale", type=float, default=4.0, help="of generated pictures (default: 4)")
@@ -228,9 +231,7 @@ def run_claims_spl(options: argparse.Namespace) -> int:
     from likeness.pipelines.spl.edit_pipeline import EditSettings
 
     _check_people(options)
-    settings = ClaimsSettings(
-        options.people, options.population, options.batch, edit=EditSettings(steps=options.steps)
-    )
+    settings = ClaimsSettings(options.people, options.population, options.batch, edit=EditSettings(steps=options.steps))
     found = measure_claims(
         load_family(options.models or SHIPPED), settings, lambda done, total: _show("edits", done, total)
     )
@@ -322,21 +323,33 @@ def run_embedded(options: argparse.Namespace) -> int:
 
 def make_family(options: argparse.Namespace, exports: dict[str, Path], held_out) -> dict[str, float]:
     """Put a family together, or take one that is there, and measure all of it."""
-    from likeness.pipelines.embedded.card import write_card
-    from likeness.pipelines.embedded.family import assemble, load_family
-    from likeness.pipelines.embedded.judge import load_judge
-    from likeness.pipelines.embedded.measure import measure_family
+    from likeness.pipelines.embedded.family import assemble
 
-    if options.judge is None:
-        raise ValueError("--judge is missing: give the folder that the task embedded-judge exported.")
-    judge = load_judge(options.judge / "judge")
-    if not 2 <= options.generated <= len(held_out):
-        raise ValueError(f"--generated is {options.generated}: give 2 to {len(held_out)}, the held-out captions.")
+    judge = _judge(options, held_out)
     if options.output is not None:
         assemble(options.output, exports)
     elif exports:
         raise ValueError("--measure takes the models of that folder: leave the exports out, or give --output.")
-    folder = options.output or options.measure
+    return _measure_all(options.output or options.measure, judge, options, held_out)
+
+
+def _judge(options: argparse.Namespace, held_out):
+    """The judge, once all that measuring with it needs is there."""
+    from likeness.pipelines.embedded.judge import load_judge
+
+    if options.judge is None:
+        raise ValueError("--judge is missing: give the folder that the task embedded-judge exported.")
+    if not 2 <= options.generated <= len(held_out):
+        raise ValueError(f"--generated is {options.generated}: give 2 to {len(held_out)}, the held-out captions.")
+    return load_judge(options.judge / "judge")
+
+
+def _measure_all(folder: Path, judge, options: argparse.Namespace, held_out) -> dict[str, float]:
+    """All figures of a family, which its card then tells."""
+    from likeness.pipelines.embedded.card import write_card
+    from likeness.pipelines.embedded.family import load_family
+    from likeness.pipelines.embedded.measure import measure_family
+
     figures = measure_family(
         load_family(folder), judge, held_out, options.generated, options.guidance_scale, options.steps, _show
     )
@@ -347,11 +360,15 @@ def make_family(options: argparse.Namespace, exports: dict[str, Path], held_out)
 
 
 def extend_family(options: argparse.Namespace, exports: dict[str, Path], held_out) -> dict[str, float]:
-    """Put models that stand on no other into a family, and measure these."""
+    """Put models into a family that no other model stands on, and measure these; with a new decoder all of it."""
     from likeness.pipelines.embedded.card import read_figures, write_card
     from likeness.pipelines.embedded.family import extend, load_family
     from likeness.pipelines.embedded.measure import measure_faces
 
+    if "autoencoder" in exports:
+        judge = _judge(options, held_out)
+        extend(options.extend, exports)
+        return _measure_all(options.extend, judge, options, held_out)
     figures, settings = read_figures(options.extend, f"{len(held_out)} portraits")
     extend(options.extend, exports)
     figures |= measure_faces(load_family(options.extend), held_out, _show)

@@ -3,6 +3,7 @@
 import json
 import math
 import string
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from comfyui_environment import load_script
 from likeness.pipelines.embedded import SHIPPED
 from likeness.pipelines.embedded.architectures import TOKENS
-from likeness.pipelines.embedded.autoencoder import edge_error, reconstruct
+from likeness.pipelines.embedded.autoencoder import AutoencoderSettings, TrainAutoencoder, edge_error, reconstruct
 from likeness.pipelines.embedded.card import write_card
 from likeness.pipelines.embedded.clip import make_tokenizer, tokenize
+from likeness.pipelines.embedded.components import DIFFUSERS
 from likeness.pipelines.embedded.face_embedder import with_margin
 from likeness.pipelines.embedded.family import assemble, load_family
 from likeness.pipelines.embedded.judge import load_judge
@@ -26,7 +28,9 @@ from likeness.pipelines.metrics.frechet import frechet_distance
 from likeness.pipelines.metrics.verification import pair_similarities, verification_accuracy
 from likeness.pipelines.portraits import LANDMARKS, Draw, full_caption, sample_take, varied_caption
 from likeness.pipelines.portraits.data import Portraits, PortraitsSettings
+from likeness.pipelines.training.task import Example
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
 
 for name in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
@@ -226,6 +230,68 @@ def test_a_face_model_is_put_into_a_family_and_measured_alone(runs, tmp_path, ca
     card = (folder / "README.md").read_text()
     assert "| face detector: landmark error (eye distances) |" in card and "train embedded-face-detector" in card
     assert "| autoencoder PSNR (dB) | 12.500 | 28 | **no** |" in card
+
+
+def test_a_decoder_trained_alone_fits_into_its_family(runs, tmp_path, capsys):
+    exports = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:5]}
+    folder, held = tmp_path / "family", runs / "held"
+    assemble(folder, exports)
+    first = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert not cli(
+        "train_cli", "train", "embedded-autoencoder", "--data", runs / "train", "--held-out", held, "--output",
+        tmp_path / "run", "--name", "m", "--steps", "2", "--batch-size", "4", "--precision", "fp32", "--decoder-of",
+        folder, "--face", "4", "--squared", "2", "--learning-rate", "0.01",
+    )  # fmt: skip
+    second = load_file(tmp_path / "run" / "m" / "vae" / "diffusion_pytorch_model.safetensors")
+    same = {name for name in first if torch.equal(first[name], second[name])}
+    assert first.keys() == second.keys()
+    assert {name for name in first if name.startswith(("encoder.", "quant_conv."))} <= same
+    assert {"decoder.conv_out.weight", "post_quant_conv.weight"} & same == set()
+    arguments = ("embedded", "--held-out", held, "--extend", folder, "--autoencoder")
+    measured = ("--judge", runs / "judge" / "m", "--generated", "2", "--steps", "2")
+    assert cli("evaluate_cli", *arguments, tmp_path / "run" / "m") == 1
+    assert "--judge is missing" in capsys.readouterr().err
+    assert cli("evaluate_cli", *arguments, tmp_path / "run" / "m", *measured) == 0
+    card = (folder / "README.md").read_text()
+    assert card.count("train embedded-autoencoder") == 2 and "--decoder-of family" in card and str(tmp_path) not in card
+    damaged = tmp_path / "other" / "vae"
+    damaged.mkdir(parents=True)
+    save_file({**second, "quant_conv.bias": second["quant_conv.bias"] + 1}, damaged / DIFFUSERS)
+    assert cli("evaluate_cli", *arguments, damaged.parent, *measured) == 1
+    assert "makes other latents than the family's autoencoder" in capsys.readouterr().err
+
+
+def test_errors_in_the_face_count_as_much_more_as_the_settings_say(runs):
+    settings = AutoencoderSettings(runs / "train", runs / "held", crop=128, face=3.0, edges=0.0, kl=0.0, spread=0.0)
+    task = TrainAutoencoder(settings)
+    task.scan()
+    sample = task.sample(Example("portrait 0", (128, 128), {}, payload=0), None, torch.Generator().manual_seed(0))
+    x0, y0, x1, y1 = (round(edge) for edge in task.portraits.truth[0]["face_box"])
+    inside = torch.zeros(1, 128, 128, dtype=torch.bool)
+    inside[:, y0:y1, x0:x1] = True
+    assert sample["weight"][inside].unique().tolist() == [4.0] and sample["weight"][~inside].unique().tolist() == [1.0]
+
+    def loss(where) -> float:
+        made = sample["pixels"] + 0.1 * where
+        batch = {name: value[None] for name, value in sample.items()}
+        network = lambda *_: (made[None], torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16))  # noqa: E731
+        return task.losses(network, batch, SimpleNamespace(normal=lambda *_: torch.zeros(())))["pixels"].item()
+
+    assert loss(inside) / loss(~inside) == pytest.approx(4 * inside.sum().item() / (~inside).sum().item(), rel=1e-4)
+    flat = torch.ones(2, 1, 6, 5)
+    made, wanted = torch.rand(2, 2, 3, 6, 5)
+    torch.testing.assert_close(edge_error(made, wanted, 2 * flat), 2 * edge_error(made, wanted))
+
+
+def test_the_judge_takes_the_landmarks_it_is_given_and_else_its_own(runs):
+    judge, pictures = load_judge(runs / "judge" / "m" / "judge"), torch.rand(2, 3, 128, 128) * 2 - 1
+    with torch.no_grad():
+        own = judge(pictures)
+        given = torch.full((2, 5, 2), torch.nan)
+        given[1] = torch.tensor([[0.4, 0.4], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.6, 0.6]])
+        mixed = judge(pictures, given)
+    torch.testing.assert_close(mixed["expression"][0], own["expression"][0])
+    assert not torch.allclose(mixed["expression"][1], own["expression"][1])
 
 
 def test_a_missing_export_is_named(runs, tmp_path):

@@ -97,9 +97,7 @@ class TrainAutoencoder(PortraitTask):
             "spread": self.settings.spread * (mean.std() - 1).square(),
         }
 
-    def validate(
-        self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
-    ) -> Validation:
+    def validate(self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]) -> Validation:
         count = min(64 if steps is None else SHOWN, len(self.held_out))
         errors, images = [], {}
         for index in range(count):

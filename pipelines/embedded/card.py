@@ -10,7 +10,7 @@ from safetensors import safe_open
 from ..configuration import as_arguments
 from ..files import write_json, write_text
 from ..training.settings import OptimizerSettings, ReportSettings, RunSettings
-from .autoencoder import TrainAutoencoder
+from .autoencoder import CONTINUED, TrainAutoencoder
 from .clip import TrainClip
 from .face_detector import TrainFaceDetector
 from .face_embedder import TrainFaceEmbedder
@@ -23,7 +23,11 @@ BARS = {
 }  # fmt: skip
 AT_MOST = {"face detector: landmark error (eye distances)": 0.08}
 SHOWN_FACTS = {
-    "data": "data", "held_out": "validated on", "ss_seed": "seed", "likeness_revision": "git revision", "date": "date",
+    "data": "data",
+    "held_out": "validated on",
+    "ss_seed": "seed",
+    "likeness_revision": "git revision",
+    "date": "date",
 }
 TASKS = {
     "vae": TrainAutoencoder, "text_encoder": TrainClip, "image_encoder": TrainClip, "unet": TrainTextToImage,
@@ -93,13 +97,20 @@ def _component(file: Path) -> str:
     with safe_open(file, "pt") as opened:
         facts = opened.metadata()
         count = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    head = f"### {file.parent.name} ({count / 1e6:.2f} million weights, {file.stat().st_size / 2**20:.1f} MiB)\n\n"
+    trainings = [_training(TASKS[file.parent.name], facts)]
+    while CONTINUED in facts:
+        facts = json.loads(facts[CONTINUED])
+        trainings.insert(0, _training(TASKS[file.parent.name], facts))
+    return head + "\nthen\n\n".join(trainings)
+
+
+def _training(task: type, facts: dict[str, str]) -> str:
+    """One training, from the metadata of its export."""
     told = "\n".join(f"- {name}: {facts[key]}" for key, name in SHOWN_FACTS.items() if key in facts)
-    command = training_command(TASKS[file.parent.name], json.loads(facts["likeness_settings"]))
+    command = training_command(task, json.loads(facts["likeness_settings"]))
     time = (float(facts["ss_training_finished_at"]) - float(facts["ss_training_started_at"])) / 60
-    return (
-        f"### {file.parent.name} ({count / 1e6:.2f} million weights, {file.stat().st_size / 2**20:.1f} MiB)\n\n{told}\n"
-        f"- time from start to end: {time:.0f} min\n\n```\n{command}\n```\n"
-    )
+    return f"{told}\n- time from start to end: {time:.0f} min\n\n```\n{command}\n```\n"
 
 
 def training_command(task: type, settings: dict[str, dict]) -> str:
@@ -107,4 +118,3 @@ def training_command(task: type, settings: dict[str, dict]) -> str:
     sections = {"task": task.Settings, "run": RunSettings, "optimizer": OptimizerSettings, "report": ReportSettings}
     words = [word for name, section in sections.items() for word in as_arguments(section, settings[name])]
     return shlex.join(["python", "nodes/train_cli.py", "train", task.name, *words])
-

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from ..files import atomic_folder, write_json
 from ..weights import BaseModel, load_base_model
 from ..weights.pretrained import load_pretrained
 from . import SHIPPED
 from .architectures import SCHEDULE
+from .components import DIFFUSERS
 from .face_detector import FaceDetector, load_face_detector
 
 # Which task's export holds which component.
@@ -65,9 +67,10 @@ def assemble(target: Path, exports: dict[str, Path]) -> None:
 def extend(target: Path, exports: dict[str, Path]) -> None:
     """Put exports of ``OPTIONAL`` into the family in ``target``, in place of what is there; the rest stays as it is.
 
-    Raises ``ValueError`` for others, and where ``target`` or an export is none.
+    An autoencoder may be put there too if only its decoder is another, because the rest stands on its latents. Raises
+    ``ValueError`` for others, and where ``target`` or an export is none.
     """
-    others = [task for task in exports if task not in OPTIONAL]
+    others = [task for task in exports if task not in (*OPTIONAL, "autoencoder")]
     if others or not exports:
         raise ValueError(
             f"{others[0] if others else 'nothing'} cannot be put into a family that is there: give exports of "
@@ -75,9 +78,22 @@ def extend(target: Path, exports: dict[str, Path]) -> None:
         )
     if not (target / "model_index.json").is_file():
         raise ValueError(f"{target} holds no embedded models: give a folder that --output made.")
-    for path in components_of(exports):
+    found = components_of(exports)
+    if "autoencoder" in exports and not _same_latents(exports["autoencoder"] / "vae", target / "vae"):
+        raise ValueError(
+            f"{exports['autoencoder']} makes other latents than the family's autoencoder, which the UNet was trained "
+            "on: train its decoder alone (--decoder-of), or make a new family with --output."
+        )
+    for path in found:
         shutil.rmtree(target / path.name, ignore_errors=True)
         shutil.copytree(path, target / path.name)
+
+
+def _same_latents(one: Path, other: Path) -> bool:
+    """Whether two exported autoencoders have the same encoder, bit for bit."""
+    first, second = (load_file(folder / DIFFUSERS) for folder in (one, other))
+    names = [name for name in first if name.startswith(("encoder.", "quant_conv."))]
+    return all(name in second and torch.equal(first[name], second[name]) for name in names)
 
 
 def components_of(exports: dict[str, Path]) -> list[Path]:

@@ -43,11 +43,14 @@ class Judge(nn.Module):
     def forward(self, pixels: Tensor, landmarks: Tensor | None = None) -> dict[str, Tensor]:
         """Logits [B, classes] by aspect, and "landmarks" [B, 5, 2], of pixels [B, 3, H, W] in -1..1.
 
-        landmarks: in parts of the picture's side; where they are None those that it finds itself.
+        landmarks: [B, 5, 2] in parts of the picture's side; where they are None or not finite, those that it finds
+        itself. Its own are six pixels off, so give a face detector's where there is one.
         """
         whole = self.whole(avg_pool2d(pixels, 2)).pooler_output
         found = self.landmarks(whole).float().unflatten(1, (-1, 2)) / 10 + 0.5
-        points = found.detach() if landmarks is None else landmarks
+        points = found.detach()
+        if landmarks is not None:
+            points = torch.where(landmarks.isfinite(), landmarks, points)
         face = self.face(align_faces(pixels, points * pixels.shape[-1], FACE_SIZE)).pooler_output
         seen = {"expression": face, "costume": whole, "lighting": whole}
         return {"landmarks": found} | {aspect: head(seen[aspect]).float() for aspect, head in self.heads.items()}
@@ -79,9 +82,7 @@ class TrainJudge(PortraitTask):
         placed = 10 * (seen["landmarks"] - batch["landmarks"]).abs().mean()
         return {"landmarks": placed} | {aspect: cross_entropy(seen[aspect], batch[aspect]) for aspect in ASPECTS}
 
-    def validate(
-        self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
-    ) -> Validation:
+    def validate(self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]) -> Validation:
         count = min(1000 if steps is None else 32, len(self.held_out))
         right = dict.fromkeys(ASPECTS, 0)
         for chosen in batches(count, 64):
@@ -97,9 +98,10 @@ class TrainJudge(PortraitTask):
 
 
 @torch.no_grad()
-def verdicts(judge: Judge, pictures: Tensor) -> dict[str, list[str]]:
-    """What the judge sees in pictures [B, 3, 128, 128] in -1..1, by aspect."""
-    logits = judge(pictures.to(next(judge.parameters()).device))
+def verdicts(judge: Judge, pictures: Tensor, landmarks: Tensor | None = None) -> dict[str, list[str]]:
+    """What the judge sees in pictures [B, 3, 128, 128] in -1..1, by aspect; ``landmarks`` as it takes them."""
+    device = next(judge.parameters()).device
+    logits = judge(pictures.to(device), None if landmarks is None else landmarks.to(device))
     return {aspect: [ASPECTS[aspect][row] for row in logits[aspect].argmax(1).tolist()] for aspect in ASPECTS}
 
 

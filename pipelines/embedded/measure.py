@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..faces.portrait_world import find_portrait_faces
 from ..metrics.frechet import frechet_distance
 from ..metrics.verification import pair_similarities, verification_accuracy
 from ..training.sampling import decode, stock_pipeline
@@ -30,10 +31,11 @@ def measure_family(
         f"CLIP finds the caption of {CHOICES}": caption_retrieval(family, held_out, progress),
     }
     figures |= measure_faces(family, held_out, progress)
-    for aspect, share in judged_share(judge, held_out, range(len(held_out)), held_out.pictures).items():
+    judged = partial(judged_share, family, judge, held_out, progress=progress)
+    for aspect, share in judged(range(len(held_out)), held_out.pictures).items():
         figures[f"judge, renders: {aspect}"] = share
     made = generate(family, [truth["caption"] for truth in held_out.truth[:generated]], guidance_scale, steps, progress)
-    for aspect, share in judged_share(judge, held_out, range(generated), lambda numbers: made[list(numbers)]).items():
+    for aspect, share in judged(range(generated), lambda numbers: made[list(numbers)]).items():
         figures[f"text to image: {aspect}"] = share
     figures["text to image: Fréchet distance on embedded CLIP features"] = feature_distance(family, made, held_out)
     return figures
@@ -109,15 +111,33 @@ def generate(
     return torch.cat(made)
 
 
-def judged_share(judge: Judge, portraits: PortraitSet, indices, pictures: Callable) -> dict[str, float]:
+def judged_share(
+    family: EmbeddedFamily, judge: Judge, portraits: PortraitSet, indices, pictures: Callable, progress: Progress
+) -> dict[str, float]:
     """For each aspect the share of pictures in which the judge sees what the portrait's truth (and caption) says."""
     right = dict.fromkeys(ASPECTS, 0)
     for chosen in batches(len(indices), 50):
-        found = verdicts(judge, pictures(chosen))
+        shown = pictures(chosen)
+        found = verdicts(judge, shown, face_landmarks(family, shown))
         for aspect in ASPECTS:
             wanted = [portraits.truth[index][aspect] for index in chosen]
             right[aspect] += sum(one == other for one, other in zip(found[aspect], wanted, strict=True))
+        progress("judge", chosen.stop, len(indices))
     return {aspect: count / len(indices) for aspect, count in right.items()}
+
+
+def face_landmarks(family: EmbeddedFamily, pictures: Tensor) -> Tensor | None:
+    """Landmarks [B, 5, 2], in parts of the side, of the surest face in each picture [B, 3, H, W] in -1..1.
+
+    By the family's face detector: NaN where it finds no face, None where there is no detector.
+    """
+    if family.face_detector is None:
+        return None
+    points = torch.full((len(pictures), 5, 2), torch.nan)
+    for number, picture in enumerate(pictures):
+        for face in find_portrait_faces(family.face_detector, picture / 2 + 0.5)[:1]:
+            points[number] = face.landmarks / pictures.shape[-1]
+    return points
 
 
 @torch.no_grad()
