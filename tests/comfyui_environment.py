@@ -49,7 +49,7 @@ def comfyui_python(comfyui_dir: Path | None) -> Path | None:
         if re.split(r"[^\w-]", line)[0] not in ("torch", "torchvision", "torchaudio")
     ]
     torch, torchvision = environment.TESTED_BUILDS
-    steps = [[torch], ["--no-deps", torchvision], [*theirs, *ours, "pytest"]]
+    steps = [[torch], ["--no-deps", torchvision], [*theirs, *ours, "pytest", "pytest-xdist"]]
     return environment.create_environment(
         environment.ROOT / ".venv-comfyui", steps, finish=_mend_imports, salt=SHIM.read_text(encoding="utf-8")
     )

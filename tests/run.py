@@ -2,6 +2,9 @@
 
 Needs nothing but a Python >= 3.10. Lints, runs the tests that need no ComfyUI in `.venv`, then those in
 `tests/comfyui` in a real ComfyUI, if there is one, with a Python of its own. Ends with 0 only if nothing failed.
+
+Without pytest arguments two files of tests run at a time, where there are two cores: most tests are of models too small
+to gain from a second thread.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from comfyui_environment import comfyui_python, environment, load_script
 MODULES = (
     *("torch", "diffusers", "transformers", "safetensors", "insightface", "cv2", "numpy", "einops", "huggingface_hub"),
     *("skimage", "aiohttp", "accelerate", "tensorboardX", "tomlkit"),
-    *("pytest", "ruff", "piq", "webdataset"),
+    *("pytest", "xdist", "ruff", "piq", "webdataset"),
 )
-EXTRA_REQUIREMENTS = ("pytest", "ruff", "webdataset")
+EXTRA_REQUIREMENTS = ("pytest", "pytest-xdist", "ruff", "webdataset")
 # piq wants torchvision for scores that we do not compare with, and torchvision a matching build of torch.
 WITHOUT_DEPENDENCIES = ("piq==0.8.0",)
 NO_TESTS_COLLECTED = 5
+WORKERS = 2
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +36,8 @@ def main(arguments: list[str]) -> int:
     slow = "--slow" in arguments
     chosen = [argument for argument in arguments if argument != "--slow"]
     selection = chosen if slow else ["-m", "not slow", *chosen]
+    if not chosen:
+        selection += _side_by_side()
     results = {
         "lint": _run("Lint", [sys.executable, "-m", "ruff", "check", "."], environment.ROOT),
         "unit tests": _pytest("Tests without ComfyUI", sys.executable, [".", "--ignore=comfyui", *selection]),
@@ -42,6 +48,15 @@ def main(arguments: list[str]) -> int:
     summary = ", ".join(f"{name}: {words.get(code, 'FAILED')}" for name, code in results.items())
     print(f"\n== {summary} ({time.perf_counter() - started:.0f} s)")
     return verdict
+
+
+def _side_by_side() -> list[str]:
+    """Arguments that let files of tests run beside each other, each with one thread."""
+    workers = min(WORKERS, os.cpu_count() or 1)
+    if workers == 1:
+        return []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return ["-n", str(workers), "--dist", "loadfile"]
 
 
 def _comfyui_tests(selection: list[str]) -> int | None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..optional import need
+
 # Scores by row and column, each [people, edits].
 Found = Mapping[str, Mapping[str, Tensor]]
 # name: (heading, whether higher is better)
@@ -14,8 +16,16 @@ Columns = Mapping[str, tuple[str, bool]]
 def interval(values: Tensor) -> tuple[float, float]:
     """Mean of [people, edits] and half of its 95 % interval; edits of one person count as one observation."""
     people = values.mean(1)
-    half = 1.96 * people.std().item() / math.sqrt(len(people)) if len(people) > 1 else math.inf
-    return people.mean().item(), half
+    return people.mean().item(), half_interval(people)
+
+
+def half_interval(values: Tensor) -> float:
+    """Half of the 95 % interval of the mean of independent ``values`` [N], by Student's t; infinite for less than 2."""
+    count = len(values)
+    if count < 2:
+        return math.inf
+    quantile = need("scipy.stats", "scipy").t.ppf(0.975, count - 1).item()
+    return quantile * values.std().item() / math.sqrt(count)
 
 
 def claims_table(found: Found, columns: Columns) -> str:

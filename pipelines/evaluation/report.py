@@ -13,6 +13,7 @@ import torch
 from ..files import write_json, write_text
 from ..images import open_picture
 from ..metrics.verification import EDGES
+from .claims import half_interval
 from .files import finite
 from .folders import Comparison
 from .plots import bins_of, histogram, scatter
@@ -92,7 +93,7 @@ def summary(found: Comparison, column: str) -> dict[str, float]:
     values = torch.tensor([values[column] for values in found.scores.values() if column in values]).double()
     values = values[~values.isnan()]
     known = values[values.isfinite()]
-    half = 1.96 * known.std().item() / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    half = half_interval(known) if len(known) > 1 else math.nan
     mean, median = (known.mean().item(), known.median().item()) if len(known) else (math.nan, math.nan)
     return {"count": len(values), "mean": mean, "interval": half, "median": median,
             "infinite": len(values) - len(known)}  # fmt: skip
