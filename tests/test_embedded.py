@@ -16,7 +16,7 @@ from likeness.pipelines.embedded.autoencoder import AutoencoderSettings, TrainAu
 from likeness.pipelines.embedded.card import write_card
 from likeness.pipelines.embedded.clip import make_tokenizer, tokenize
 from likeness.pipelines.embedded.components import DIFFUSERS
-from likeness.pipelines.embedded.face_embedder import with_margin
+from likeness.pipelines.embedded.face_embedder import traits_of, with_margin
 from likeness.pipelines.embedded.family import assemble, load_family
 from likeness.pipelines.embedded.judge import load_judge
 from likeness.pipelines.embedded.measure import image_features, measure_family, text_features
@@ -28,6 +28,7 @@ from likeness.pipelines.metrics.frechet import frechet_distance
 from likeness.pipelines.metrics.verification import pair_similarities, verification_accuracy
 from likeness.pipelines.portraits import LANDMARKS, Draw, full_caption, sample_take, varied_caption
 from likeness.pipelines.portraits.data import Portraits, PortraitsSettings
+from likeness.pipelines.portraits.sampling import sample_identity
 from likeness.pipelines.training.task import Example
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -281,6 +282,17 @@ def test_errors_in_the_face_count_as_much_more_as_the_settings_say(runs):
     flat = torch.ones(2, 1, 6, 5)
     made, wanted = torch.rand(2, 2, 3, 6, 5)
     torch.testing.assert_close(edge_error(made, wanted, 2 * flat), 2 * edge_error(made, wanted))
+
+
+def test_traits_are_standardised_and_choices_counted_apart():
+    people = [sample_identity(0, number) for number in range(200)]
+    found = traits_of(people)
+    torch.testing.assert_close(found.mean(0), torch.zeros(found.shape[1]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.std(0, correction=0), torch.ones(found.shape[1]))
+    skin = torch.tensor([person.skin for person in people])
+    torch.testing.assert_close(found[:, 0], (skin - skin.mean()) / skin.std(correction=0), rtol=1e-4, atol=1e-5)
+    bald = torch.tensor([person.hair_style == "bald" for person in people])
+    assert any(((column > 0) == bald).all() for column in found.T)
 
 
 def test_the_judge_takes_the_landmarks_it_is_given_and_else_its_own(runs):

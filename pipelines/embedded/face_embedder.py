@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import cross_entropy, linear, mse_loss, normalize
 
 from ..configuration import option
 from ..faces import align_faces
 from ..metrics.verification import pair_similarities, verification_accuracy
-from ..portraits import LANDMARKS
+from ..portraits import LANDMARKS, Identity
+from ..portraits.sampling import sample_identity
 from ..training.task import BatchRandom, Example, Validation
 from .architectures import FACE_SIZE, build, face_convnext, seeded
 from .components import TRANSFORMERS, plain_config, save_component
@@ -29,23 +30,46 @@ class FaceEmbedderSettings(DataSettings):
     margin_warmup: int = option(600, "steps in which the margin grows from 0: from scratch, a full one teaches nothing",
                                 minimum=0)  # fmt: skip
     scale: float = option(16.0, "factor on the cosines", minimum=1)
+    traits: float = option(4.0, "weight of the error in telling a person's parameters, which the portrait world knows: "
+                           "from a few pictures of each of thousands little else is learnt", minimum=0)  # fmt: skip
     jitter: float = option(0.01, "landmarks are moved by about this part of the picture", minimum=0)
 
 
 class FaceClassifier(nn.Module):
-    """The embedder and a direction for each person it is trained with."""
+    """The embedder, a direction for each person it is trained with, and what tells a person's traits."""
 
-    def __init__(self, embedder, people: int):
+    def __init__(self, embedder, people: int, traits: int):
         super().__init__()
         self.embedder = embedder
+        width = embedder.config.hidden_sizes[-1]
         # Small, because only their directions count: the optimiser's steps have to be able to turn them.
-        self.people = nn.Parameter(0.01 * torch.randn(people, embedder.config.hidden_sizes[-1]))
+        self.people = nn.Parameter(0.01 * torch.randn(people, width))
+        self.tell = nn.Linear(width, traits)
 
-    def forward(self, faces: Tensor) -> Tensor:
-        """Cosines [B, people] between aligned faces [B, 3, 64, 64] in -1..1 and the people."""
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        """Of aligned faces [B, 3, 64, 64] in -1..1: cosines [B, people] with the people, and traits [B, T]."""
         vectors = embed(self.embedder, faces)
         with torch.autocast(faces.device.type, enabled=False):
-            return linear(vectors, normalize(self.people, dim=1))
+            return linear(vectors, normalize(self.people, dim=1)), self.tell(math.sqrt(vectors.shape[1]) * vectors)
+
+
+def traits_of(identities: list[Identity]) -> Tensor:
+    """The parameters of people as numbers [people, T]: each trait of mean 0 and variance 1, a choice one of each."""
+    rows = []
+    for identity in identities:
+        row = []
+        for entry in fields(Identity):
+            value = getattr(identity, entry.name)
+            if "low" in entry.metadata:
+                row.append(value)
+            elif "choices" in entry.metadata:
+                row += [float(value == choice) for choice in entry.metadata["choices"]]
+            elif "color" in entry.metadata:
+                row += value
+        rows.append(row)
+    found = torch.tensor(rows, dtype=torch.float64)
+    deviation = found.std(0, correction=0)
+    return ((found - found.mean(0)) / deviation)[:, deviation > 0].float()
 
 
 def embed(embedder, faces: Tensor) -> Tensor:
@@ -77,8 +101,9 @@ class TrainFaceEmbedder(PortraitTask):
         labels = sorted({truth["label"] for truth in self.portraits.truth})
         self.classes = {label: number for number, label in enumerate(labels)}
         embedder = build(face_convnext, seed=self.seed)
+        self.traits = traits_of([sample_identity(self.portraits.population, label) for label in labels]).to(device)
         with seeded(self.seed, "people"):
-            return FaceClassifier(embedder, len(labels)).to(device)
+            return FaceClassifier(embedder, *self.traits.shape).to(device)
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         truth, picture = self.portraits.truth[example.payload], self.portraits.picture(example.payload)
@@ -89,8 +114,13 @@ class TrainFaceEmbedder(PortraitTask):
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         grown = min(1.0, random.step / max(self.settings.margin_warmup, 1))
-        cosines = with_margin(network(batch["face"]), batch["label"], grown * self.settings.margin)
-        return {"arcface": cross_entropy(self.settings.scale * cosines, batch["label"])}
+        cosines, told = network(batch["face"])
+        known = self.traits[batch["label"]]
+        cosines = with_margin(cosines, batch["label"], grown * self.settings.margin)
+        return {
+            "arcface": cross_entropy(self.settings.scale * cosines, batch["label"]),
+            "traits": self.settings.traits * mse_loss(told, known),
+        }
 
     def validate(
         self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
