@@ -30,7 +30,7 @@ class FaceEmbedderSettings(DataSettings):
     margin_warmup: int = option(600, "steps in which the margin grows from 0: from scratch, a full one teaches nothing",
                                 minimum=0)  # fmt: skip
     scale: float = option(16.0, "factor on the cosines", minimum=1)
-    traits: float = option(4.0, "weight of the error in telling a person's parameters, which the portrait world knows: "
+    traits: float = option(40.0, "weight of the error in telling a person's parameters, which the portrait world knows: "
                            "from a few pictures of each of thousands little else is learnt", minimum=0)  # fmt: skip
     jitter: float = option(0.01, "landmarks are moved by about this part of the picture", minimum=0)
 
