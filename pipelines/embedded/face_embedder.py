@@ -27,10 +27,10 @@ class FaceEmbedderSettings(DataSettings):
     """Face embedder: data and margin."""
 
     margin: float = option(0.3, "angle added between a face and its own class, in radians", minimum=0, maximum=1)
-    margin_warmup: int = option(600, "steps in which the margin grows from 0: from scratch, a full one teaches nothing",
-                                minimum=0)  # fmt: skip
+    margin_warmup: int = option(600, "steps in which the margin and the weight of its loss grow from 0: from scratch, "
+                                "full ones teach nothing", minimum=0)  # fmt: skip
     scale: float = option(16.0, "factor on the cosines", minimum=1)
-    traits: float = option(40.0, "weight of the error in telling a person's parameters, which the portrait world knows: "
+    traits: float = option(20.0, "weight of the error in telling a person's parameters, which the portrait world knows: "
                            "from a few pictures of each of thousands little else is learnt", minimum=0)  # fmt: skip
     jitter: float = option(0.01, "landmarks are moved by about this part of the picture", minimum=0)
 
@@ -118,7 +118,7 @@ class TrainFaceEmbedder(PortraitTask):
         known = self.traits[batch["label"]]
         cosines = with_margin(cosines, batch["label"], grown * self.settings.margin)
         return {
-            "arcface": cross_entropy(self.settings.scale * cosines, batch["label"]),
+            "arcface": grown * cross_entropy(self.settings.scale * cosines, batch["label"]),
             "traits": self.settings.traits * mse_loss(told, known),
         }
 
