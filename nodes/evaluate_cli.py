@@ -224,7 +224,7 @@ def _panel(options: argparse.Namespace):
 
 
 def run_claims_spl(options: argparse.Namespace) -> int:
-    """The command ``claims spl``."""
+    """The command ``claims spl``: scores are kept in OUTPUT/people, from where a stopped run goes on."""
     from likeness.pipelines.embedded import SHIPPED
     from likeness.pipelines.embedded.family import load_family
     from likeness.pipelines.spl.claims import ClaimsSettings, claims_report, measure_claims
@@ -233,8 +233,9 @@ def run_claims_spl(options: argparse.Namespace) -> int:
     _check_people(options)
     settings = ClaimsSettings(options.people, options.population, options.batch, edit=EditSettings(steps=options.steps))
     found = measure_claims(
-        load_family(options.models or SHIPPED), settings, lambda done, total: _show("edits", done, total)
-    )
+        load_family(options.models or SHIPPED), settings, lambda done, total: _show("edits", done, total),
+        options.output / "people",
+    )  # fmt: skip
     return _write_claims(options, claims_report(found, settings), found)
 
 

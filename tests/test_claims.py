@@ -10,7 +10,7 @@ from likeness.pipelines.embedded.family import load_family
 from likeness.pipelines.evaluation.claims import interval
 from likeness.pipelines.portraits import render
 from likeness.pipelines.randomness import generator
-from likeness.pipelines.spl import StructureSettings, preserve_structure, structure_loss
+from likeness.pipelines.spl import StructureSettings, claims, preserve_structure, structure_loss
 from likeness.pipelines.spl.claims import (
     COLUMNS,
     EDITS,
@@ -121,9 +121,9 @@ def test_rows_share_noise_and_the_first_steps(family):
     assert len({round(picture.double().sum().item(), 3) for picture in found.values()}) == len(ROWS)
 
 
-def test_a_whole_run_scores_every_row_and_says_what_holds(family):
+def test_a_whole_run_scores_every_row_and_says_what_holds(family, tmp_path, monkeypatch):
     seen = []
-    found = measure_claims(family, SMALL, lambda done, total: seen.append((done, total)))
+    found = measure_claims(family, SMALL, lambda done, total: seen.append((done, total)), tmp_path)
     assert set(found) == {row.name for row in ROWS} and seen[-1][0] == seen[-1][1] == 2 * len(EDITS) * len(ROWS)
     for columns in found.values():
         assert set(columns) == set(COLUMNS)
@@ -131,3 +131,18 @@ def test_a_whole_run_scores_every_row_and_says_what_holds(family):
     assert (found["+ SPL + post-processing"]["spl"] < found["baseline"]["spl"]).all()
     report = claims_report(found, SMALL)
     assert all(f"\n| {row.name} | " in report for row in ROWS) and "- holds: SPL in the loop" in report
+    measured = []
+
+    def measure(family, settings, numbers, progress):
+        measured.append(numbers)
+        return {row: {name: values + 1 for name, values in columns.items()} for row, columns in found.items()}
+
+    monkeypatch.setattr(claims, "measure_people", measure)
+    more = measure_claims(family, replace(SMALL, people=4), kept=tmp_path)
+    assert measured == [range(2, 4)]
+    assert torch.equal(more["baseline"]["spl"], torch.cat([found["baseline"]["spl"], found["baseline"]["spl"] + 1]))
+    measure_claims(family, replace(SMALL, start=0.5), kept=tmp_path)
+    assert measured == [range(2, 4), range(0, 2)]
+    (tmp_path / "people_0_2.safetensors").write_bytes(b"damaged")
+    measure_claims(family, SMALL, kept=tmp_path)
+    assert measured[2:] == [range(0, 2)]

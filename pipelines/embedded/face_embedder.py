@@ -30,8 +30,8 @@ class FaceEmbedderSettings(DataSettings):
     margin_warmup: int = option(600, "steps in which the margin and the weight of its loss grow from 0: from scratch, "
                                 "full ones teach nothing", minimum=0)  # fmt: skip
     scale: float = option(16.0, "factor on the cosines", minimum=1)
-    traits: float = option(20.0, "weight of the error in telling a person's parameters, which the portrait world knows: "
-                           "from a few pictures of each of thousands little else is learnt", minimum=0)  # fmt: skip
+    traits: float = option(20.0, "weight of the error in telling a person's parameters, which are known here: a few "
+                           "pictures of each of thousands teach little else at first", minimum=0)  # fmt: skip
     jitter: float = option(0.01, "landmarks are moved by about this part of the picture", minimum=0)
 
 

@@ -6,17 +6,22 @@ steps before structure preservation begins, so a difference between two rows is 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..embedded.family import EmbeddedFamily
 from ..embedded.measure import image_features, text_features
 from ..evaluation.claims import claims_table, verdict
+from ..files import atomic_file
 from ..filters import box_mean
 from ..metrics import clip_directional, clip_score
 from ..portraits import LIGHTINGS, Person, edited, render, sample_person
 from ..randomness import generator
+from ..weights.checks import model_hash
 from .edit_pipeline import EditSettings, TextEditPipeline
 from .embedded import pipeline_of
 from .guidance import StructureGuidance, first_refined_step
@@ -97,27 +102,78 @@ class ClaimsSettings:
 
 @torch.no_grad()
 def measure_claims(
-    family: EmbeddedFamily, settings: ClaimsSettings, progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, dict[str, Tensor]]:
-    """Scores by row and column, each [people, edits]. ``progress(done, total)`` may raise to stop."""
-    pipeline = pipeline_of(family)
-    found: dict[str, dict[str, list[Tensor]]] = {row.name: {name: [] for name in COLUMNS} for row in ROWS}
-    total, done = settings.people * len(EDITS) * len(ROWS), 0
+    family: EmbeddedFamily, settings: ClaimsSettings, progress: Callable[[int, int], None] = lambda done, total: None,
+    kept: Path | None = None,
+) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    """Scores by row and column, each [people, edits]. ``progress(done, total)`` may raise to stop.
+
+    kept: folder that keeps the scores of every batch of people, so that a run that was stopped, or is repeated with
+    more people, goes on; scores of other models or settings are measured anew. Empty it when the code changes.
+    """
+    parts, total = [], settings.people * len(EDITS) * len(ROWS)
+    maker = made_by(family, settings) if kept else ""
     for start in range(0, settings.people, settings.batch):
-        people = [plain_person(settings.population, index)
-                  for index in range(start, min(start + settings.batch, settings.people))]  # fmt: skip
-        source = render(people, settings.size).image
-        scores: dict[str, list[dict[str, Tensor]]] = {row.name: [] for row in ROWS}
-        for edit in EDITS:
-            truth = render([edit.truth(person) for person in people], settings.size).image
-            for row, picture in edited_by_rows(pipeline, source, edit, settings, start):
-                scores[row.name].append(score_edit(family, picture, source, truth, edit))
-                done += len(people)
-                progress(done, total)
-        for row, of_edits in scores.items():
-            for name in COLUMNS:
-                found[row][name].append(torch.stack([each[name] for each in of_edits], 1))
-    return {row: {name: torch.cat(parts) for name, parts in columns.items()} for row, columns in found.items()}
+        numbers = range(start, min(start + settings.batch, settings.people))
+        before = start * len(EDITS) * len(ROWS)
+        file = kept / f"people_{numbers.start}_{numbers.stop}.safetensors" if kept else None
+        scores = read_scores(file, maker) if kept else None
+        if scores is None:
+            step = lambda done, before=before: progress(before + done, total)  # noqa: E731
+            scores = measure_people(family, settings, numbers, step)
+        if kept:
+            write_scores(file, maker, scores)
+        parts.append(scores)
+        progress(before + len(numbers) * len(EDITS) * len(ROWS), total)
+    return {row.name: {name: torch.cat([part[row.name][name] for part in parts]) for name in COLUMNS} for row in ROWS}
+
+
+def measure_people(
+    family: EmbeddedFamily, settings: ClaimsSettings, numbers: range, progress: Callable[[int], None]
+) -> dict[str, dict[str, Tensor]]:
+    """The scores of these people, edited together."""
+    pipeline, done = pipeline_of(family), 0
+    people = [plain_person(settings.population, number) for number in numbers]
+    source = render(people, settings.size).image
+    scores: dict[str, list[dict[str, Tensor]]] = {row.name: [] for row in ROWS}
+    for edit in EDITS:
+        truth = render([edit.truth(person) for person in people], settings.size).image
+        for row, picture in edited_by_rows(pipeline, source, edit, settings, numbers.start):
+            scores[row.name].append(score_edit(family, picture, source, truth, edit))
+            done += len(people)
+            progress(done)
+    return {
+        row: {name: torch.stack([each[name] for each in of_edits], 1) for name in COLUMNS}
+        for row, of_edits in scores.items()
+    }
+
+
+# ---- scores that were measured before
+
+
+def made_by(family: EmbeddedFamily, settings: ClaimsSettings) -> str:
+    """What decides about a person's scores, but for this code: the weights, all settings but the number of people."""
+    base = family.base
+    models = (base.vae, base.unet, *base.text_encoders, family.text_tower, family.image_encoder)
+    return " ".join([repr(replace(settings, people=0)), *map(model_hash, models)])
+
+
+def write_scores(file: Path, maker: str, scores: dict[str, dict[str, Tensor]]) -> None:
+    """Keep the scores of some people."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{row}/{name}": each.contiguous() for row, columns in scores.items() for name, each in columns.items()}
+    with atomic_file(file) as temporary:
+        save_file(tensors, temporary, metadata={"made_by": maker})
+
+
+def read_scores(file: Path, maker: str) -> dict[str, dict[str, Tensor]] | None:
+    """The scores in ``file``; None where there are none, or of other models or settings."""
+    try:
+        with safe_open(file, "pt") as opened:
+            if opened.metadata().get("made_by") != maker:
+                return None
+            return {row.name: {name: opened.get_tensor(f"{row.name}/{name}") for name in COLUMNS} for row in ROWS}
+    except (OSError, SafetensorError):
+        return None
 
 
 def plain_person(population: int, index: int) -> Person:
