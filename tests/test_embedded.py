@@ -238,11 +238,12 @@ def test_a_decoder_trained_alone_fits_into_its_family(runs, tmp_path, capsys):
     folder, held = tmp_path / "family", runs / "held"
     assemble(folder, exports)
     first = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    assert not cli(
+    training = (
         "train_cli", "train", "embedded-autoencoder", "--data", runs / "train", "--held-out", held, "--output",
-        tmp_path / "run", "--name", "m", "--steps", "2", "--batch-size", "4", "--precision", "fp32", "--decoder-of",
-        folder, "--face", "4", "--squared", "2", "--learning-rate", "0.01",
+        tmp_path / "run", "--name", "m", "--batch-size", "4", "--precision", "fp32", "--decoder-of", folder,
+        "--face", "4", "--squared", "2", "--learning-rate", "0.01", "--steps",
     )  # fmt: skip
+    assert not cli(*training, "2")
     second = load_file(tmp_path / "run" / "m" / "vae" / "diffusion_pytorch_model.safetensors")
     same = {name for name in first if torch.equal(first[name], second[name])}
     assert first.keys() == second.keys()
@@ -255,6 +256,8 @@ def test_a_decoder_trained_alone_fits_into_its_family(runs, tmp_path, capsys):
     assert cli("evaluate_cli", *arguments, tmp_path / "run" / "m", *measured) == 0
     card = (folder / "README.md").read_text()
     assert card.count("train embedded-autoencoder") == 2 and "--decoder-of family" in card and str(tmp_path) not in card
+    assert cli(*training, "3") == 1
+    assert "--decoder-of is not the file that" in capsys.readouterr().err
     damaged = tmp_path / "other" / "vae"
     damaged.mkdir(parents=True)
     save_file({**second, "quant_conv.bias": second["quant_conv.bias"] + 1}, damaged / DIFFUSERS)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..configuration import option
+from ..files import sha256_of_file
 from ..training.task import BatchRandom, Example, Validation
 from ..weights.diffusers_folder import load_component
 from .architectures import AUTOENCODER, autoencoder, build
@@ -109,6 +110,11 @@ class TrainAutoencoder(PortraitTask):
                 images[f"portrait {index}"] = torch.cat([picture[0], made[0]], 2).cpu() / 2 + 0.5
         psnr = -10 * torch.stack(errors).log10().mean()
         return Validation(images, {"psnr": psnr.item()})
+
+    def describe(self) -> dict[str, str]:
+        if self.settings.decoder_of is None:
+            return super().describe()
+        return {**super().describe(), "decoder_of_sha256": sha256_of_file(self.settings.decoder_of / "vae" / DIFFUSERS)}
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         trained = without_prefix(weights, "model.")

@@ -176,6 +176,7 @@ class Trainer:
         self.prepared, self.optimizer = self.accelerator.prepare(self.network, self.optimizer)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        self._check_files(checkpoint.state.get("description", {}))
         self.progress = Progress(checkpoint.step, **checkpoint.state["progress"])
         load_parameters(self.trained, checkpoint.tensors["weights"])
         # Only what was learnt: rates, decays and the like are those of the settings, which may have changed.
@@ -187,6 +188,16 @@ class Trainer:
             self.ema.optimization_step = checkpoint.state["ema_step"]
         if self.accelerator.scaler is not None and "scaler" in checkpoint.state:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _check_files(self, before: dict[str, str]) -> None:
+        """Raise ``TrainingError`` where a file that the run stands on is another one than when it was begun."""
+        for name, value in self.task.describe().items():
+            if name.endswith("_sha256") and before.get(name, value) != value:
+                option = name.removesuffix("_sha256").replace("_", "-")
+                raise TrainingError(
+                    f"--{option} is not the file that {self.run_settings.output} was begun with (SHA-256 {value[:12]}, "
+                    f"it was {before[name][:12]}): put that one back, or choose another --output."
+                )
 
     def _encode_all(self) -> None:
         """Fill the cache, each process its share; bad sources end the run or are left out, all named at once."""
