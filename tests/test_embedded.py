@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import string
 from types import SimpleNamespace
 
@@ -255,11 +256,19 @@ def test_a_decoder_trained_alone_fits_into_its_family(runs, tmp_path, capsys):
     assert "--judge is missing" in capsys.readouterr().err
     assert cli("evaluate_cli", *arguments, tmp_path / "run" / "m", *measured) == 0
     card = (folder / "README.md").read_text()
+    export = ("train_cli", "export", tmp_path / "run", "--file", tmp_path / "again.safetensors")
+    assert cli(*export) == 1
+    assert "is not the file any more that this decoder was trained with" in capsys.readouterr().err
+    shutil.copytree(runs / "autoencoder" / "m" / "vae", folder / "vae", dirs_exist_ok=True)
+    assert not cli(*export)
+    exported = load_file(tmp_path / "again" / "vae" / DIFFUSERS)
+    assert all(torch.equal(second[name], exported[name]) for name in second)
+    shutil.copytree(tmp_path / "run" / "m" / "vae", folder / "vae", dirs_exist_ok=True)
     assert card.count("train embedded-autoencoder") == 2 and "--decoder-of family" in card and str(tmp_path) not in card
     assert cli(*training, "3") == 1
     assert "--decoder-of is not the file that" in capsys.readouterr().err
     damaged = tmp_path / "other" / "vae"
-    damaged.mkdir(parents=True)
+    shutil.copytree(tmp_path / "run" / "m" / "vae", damaged)
     save_file({**second, "quant_conv.bias": second["quant_conv.bias"] + 1}, damaged / DIFFUSERS)
     assert cli("evaluate_cli", *arguments, damaged.parent, *measured) == 1
     assert "makes other latents than the family's autoencoder" in capsys.readouterr().err

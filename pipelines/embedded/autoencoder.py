@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..configuration import option
 from ..files import sha256_of_file
+from ..training.export import check_same_file
 from ..training.task import BatchRandom, Example, Validation
 from ..weights.diffusers_folder import load_component
 from .architectures import AUTOENCODER, autoencoder, build
@@ -18,6 +19,7 @@ from .components import DIFFUSERS, plain_config, save_component
 from .portrait_set import SIDE, DataSettings, PortraitTask, without_prefix
 
 SHOWN = 8
+LATENT_PARTS = "encoder", "quant_conv"  # what decides about the latents
 # In the metadata of an export: the metadata of the one it was trained on from.
 CONTINUED = "likeness_continued"
 
@@ -65,13 +67,12 @@ class TrainAutoencoder(PortraitTask):
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         if self.settings.decoder_of is None:
-            model = build(autoencoder, seed=self.seed)
-        else:
-            model = load_component(self.settings.decoder_of, "vae", torch.float32)
-            for part in (model.encoder, model.quant_conv):
-                part.requires_grad_(False)
-        self.model = model.to(device)
-        return Autoencode(self.model)
+            return Autoencode(build(autoencoder, seed=self.seed)).to(device)
+        model = load_component(self.settings.decoder_of, "vae", torch.float32)
+        self.checksum = sha256_of_file(self.settings.decoder_of / "vae" / DIFFUSERS)
+        for part in LATENT_PARTS:
+            getattr(model, part).requires_grad_(False)
+        return Autoencode(model).to(device)
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         picture, side = self.portraits.picture(example.payload), self.settings.crop
@@ -114,15 +115,17 @@ class TrainAutoencoder(PortraitTask):
     def describe(self) -> dict[str, str]:
         if self.settings.decoder_of is None:
             return super().describe()
-        return {**super().describe(), "decoder_of_sha256": sha256_of_file(self.settings.decoder_of / "vae" / DIFFUSERS)}
+        return {**super().describe(), "decoder_of_sha256": self.checksum}
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-        trained = without_prefix(weights, "model.")
-        if self.settings.decoder_of is not None:
-            trained = {**self.model.state_dict(), **trained}
-            with safe_open(self.settings.decoder_of / "vae" / DIFFUSERS, "pt") as opened:
+        model, tensors, before = autoencoder(), without_prefix(weights, "model."), self.settings.decoder_of
+        if before is not None:
+            model = load_component(before, "vae", torch.float32)
+            check_same_file(before / "vae" / DIFFUSERS, facts.get("decoder_of_sha256", ""), "this decoder")
+            tensors = {**model.state_dict(), **tensors}
+            with safe_open(before / "vae" / DIFFUSERS, "pt") as opened:
                 facts = {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
-        save_component(folder / "vae", DIFFUSERS, plain_config(self.model), trained, facts)
+        save_component(folder / "vae", DIFFUSERS, plain_config(model), tensors, facts)
 
 
 def edge_error(made: Tensor, wanted: Tensor, weight: Tensor | float = 1.0) -> Tensor:

@@ -23,12 +23,8 @@ BARS = {
 }  # fmt: skip
 AT_MOST = {"face detector: landmark error (eye distances)": 0.08}
 SHOWN_FACTS = {
-    "data": "data",
-    "held_out": "validated on",
-    "ss_seed": "seed",
-    "likeness_revision": "git revision",
-    "date": "date",
-}
+    "data": "data", "held_out": "validated on", "ss_seed": "seed", "likeness_revision": "git revision", "date": "date",
+}  # fmt: skip
 TASKS = {
     "vae": TrainAutoencoder, "text_encoder": TrainClip, "image_encoder": TrainClip, "unet": TrainTextToImage,
     "face_embedder": TrainFaceEmbedder, "face_detector": TrainFaceDetector,

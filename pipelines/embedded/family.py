@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from ..files import atomic_folder, write_json
 from ..weights import BaseModel, load_base_model
+from ..weights.checks import model_hash
+from ..weights.diffusers_folder import load_component
 from ..weights.pretrained import load_pretrained
 from . import SHIPPED
 from .architectures import SCHEDULE
-from .components import DIFFUSERS
+from .autoencoder import LATENT_PARTS
 from .face_detector import FaceDetector, load_face_detector
 
 # Which task's export holds which component.
@@ -74,12 +75,12 @@ def extend(target: Path, exports: dict[str, Path]) -> None:
     if others or not exports:
         raise ValueError(
             f"{others[0] if others else 'nothing'} cannot be put into a family that is there: give exports of "
-            f"{' or '.join(OPTIONAL)}, or make a new one with --output."
+            f"{' or '.join(OPTIONAL)} or an autoencoder with another decoder, or make a new one with --output."
         )
     if not (target / "model_index.json").is_file():
         raise ValueError(f"{target} holds no embedded models: give a folder that --output made.")
     found = components_of(exports)
-    if "autoencoder" in exports and not _same_latents(exports["autoencoder"] / "vae", target / "vae"):
+    if "autoencoder" in exports and not _same_latents(exports["autoencoder"], target):
         raise ValueError(
             f"{exports['autoencoder']} makes other latents than the family's autoencoder, which the UNet was trained "
             "on: train its decoder alone (--decoder-of), or make a new family with --output."
@@ -90,10 +91,9 @@ def extend(target: Path, exports: dict[str, Path]) -> None:
 
 
 def _same_latents(one: Path, other: Path) -> bool:
-    """Whether two exported autoencoders have the same encoder, bit for bit."""
-    first, second = (load_file(folder / DIFFUSERS) for folder in (one, other))
-    names = [name for name in first if name.startswith(("encoder.", "quant_conv."))]
-    return all(name in second and torch.equal(first[name], second[name]) for name in names)
+    """Whether the autoencoders in two folders have the same encoder, bit for bit."""
+    first, second = (load_component(folder, "vae", torch.float32) for folder in (one, other))
+    return all(model_hash(getattr(first, part)) == model_hash(getattr(second, part)) for part in LATENT_PARTS)
 
 
 def components_of(exports: dict[str, Path]) -> list[Path]:

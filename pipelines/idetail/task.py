@@ -16,6 +16,7 @@ from ..euler import euler_schedule, noise_like
 from ..files import sha256_of_file
 from ..training.base_model_task import BaseModelTask, prompt_source, time_ids_of
 from ..training.diffusion import noisy_latents, sample_posterior
+from ..training.export import check_same_file
 from ..training.image_folder import bucket_for, cover_crop
 from ..training.lora import add_lora, kohya_tensors, lora_metadata, save_lora
 from ..training.settings import DTYPES
@@ -307,8 +308,7 @@ class TrainRelight(RelightTask):
         """The first convolution that was trained with. Raises ``ValueError`` where the file is another one now."""
         path = self.settings.conv_in
         tensors, _ = read_adapter(path)
-        if facts.get("conv_in_sha256", "") not in ("", sha256_of_file(path)):
-            raise ValueError(f"{path} is not the file any more that this LoRA was trained with: put that one back.")
+        check_same_file(path, facts.get("conv_in_sha256", ""), "this LoRA")
         return split_adapter(tensors)[0]
 
 

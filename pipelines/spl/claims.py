@@ -110,20 +110,20 @@ def measure_claims(
     kept: folder that keeps the scores of every batch of people, so that a run that was stopped, or is repeated with
     more people, goes on; scores of other models or settings are measured anew. Empty it when the code changes.
     """
-    parts, total = [], settings.people * len(EDITS) * len(ROWS)
-    maker = made_by(family, settings) if kept else ""
+    parts, pictures = [], len(EDITS) * len(ROWS)
+    total, maker = settings.people * pictures, made_by(family, settings) if kept else ""
     for start in range(0, settings.people, settings.batch):
         numbers = range(start, min(start + settings.batch, settings.people))
-        before = start * len(EDITS) * len(ROWS)
         file = kept / f"people_{numbers.start}_{numbers.stop}.safetensors" if kept else None
         scores = read_scores(file, maker) if kept else None
-        if scores is None:
-            step = lambda done, before=before: progress(before + done, total)  # noqa: E731
+        if scores is not None:
+            progress(numbers.stop * pictures, total)
+        else:
+            step = lambda done, before=start * pictures: progress(before + done, total)  # noqa: E731
             scores = measure_people(family, settings, numbers, step)
-        if kept:
-            write_scores(file, maker, scores)
+            if kept:
+                write_scores(file, maker, scores)
         parts.append(scores)
-        progress(before + len(numbers) * len(EDITS) * len(ROWS), total)
     return {row.name: {name: torch.cat([part[row.name][name] for part in parts]) for name in COLUMNS} for row in ROWS}
 
 
@@ -169,7 +169,7 @@ def read_scores(file: Path, maker: str) -> dict[str, dict[str, Tensor]] | None:
     """The scores in ``file``; None where there are none, or of other models or settings."""
     try:
         with safe_open(file, "pt") as opened:
-            if opened.metadata().get("made_by") != maker:
+            if (opened.metadata() or {}).get("made_by") != maker:
                 return None
             return {row.name: {name: opened.get_tensor(f"{row.name}/{name}") for name in COLUMNS} for row in ROWS}
     except (OSError, SafetensorError):

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from ..files import sha256_of_file
 from .checkpoints import Checkpoint
 from .settings import mixed_precision
 from .task import Task
@@ -19,6 +20,15 @@ def export_checkpoint(
     if averaged:
         weights = checkpoint.tensors.get("ema", weights)
     return task.export(folder, name, weights, training_facts(settings, checkpoint.state, checkpoint.step))
+
+
+def check_same_file(path: Path, checksum: str, made: str) -> None:
+    """Raise ``ValueError`` where ``path`` has another SHA-256 than the file that ``made`` was trained with.
+
+    checksum: empty in runs from before it was kept.
+    """
+    if checksum and sha256_of_file(path) != checksum:
+        raise ValueError(f"{path} is not the file any more that {made} was trained with: put that one back.")
 
 
 def training_facts(settings, state: dict, step: int) -> dict[str, str]:
