@@ -21,7 +21,7 @@ from likeness.pipelines.embedded.face_embedder import traits_of, with_margin
 from likeness.pipelines.embedded.family import assemble, load_family
 from likeness.pipelines.embedded.judge import load_judge
 from likeness.pipelines.embedded.measure import image_features, measure_family, text_features
-from likeness.pipelines.embedded.portrait_set import PortraitSet
+from likeness.pipelines.embedded.portrait_set import PortraitSet, face_weights
 from likeness.pipelines.embedded.vocabulary import learn_vocabulary
 from likeness.pipelines.faces import align_faces
 from likeness.pipelines.faces.align import TEMPLATE, similarity_transform
@@ -272,6 +272,41 @@ def test_a_decoder_trained_alone_fits_into_its_family(runs, tmp_path, capsys):
     save_file({**second, "quant_conv.bias": second["quant_conv.bias"] + 1}, damaged / DIFFUSERS)
     assert cli("evaluate_cli", *arguments, damaged.parent, *measured) == 1
     assert "makes other latents than the family's autoencoder" in capsys.readouterr().err
+
+
+def test_a_unet_is_trained_on_from_the_one_of_a_family(runs, tmp_path, capsys):
+    exports = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:5]}
+    folder, made = tmp_path / "family", tmp_path / "run" / "m"
+    assemble(folder, exports)
+    first = load_file(folder / "unet" / DIFFUSERS)
+    training = (
+        "train_cli", "train", "embedded-text-to-image", "--data", runs / "train", "--held-out", runs / "held",
+        "--autoencoder", folder, "--clip", folder, "--unet-of", folder, "--face", "4", "--output", tmp_path / "run",
+        "--name", "m", "--batch-size", "4", "--precision", "fp32", "--validation-steps", "2", "--steps",
+    )  # fmt: skip
+    assert not cli(*training, "1", "--learning-rate", "1e-9")
+    still = load_file(made / "unet" / DIFFUSERS)
+    assert first.keys() == still.keys()
+    assert all(torch.allclose(first[name], still[name], atol=1e-3) for name in first)
+    assert not cli(*training, "2", "--learning-rate", "0.01")
+    moved = load_file(made / "unet" / DIFFUSERS)
+    assert (moved["conv_in.weight"] - first["conv_in.weight"]).abs().max() > 5e-3
+    again = tmp_path / "again"
+    assemble(again, exports | {"text_to_image": made})
+    write_card(again, {}, {})
+    card = (again / "README.md").read_text()
+    assert card.count("train embedded-text-to-image") == 2 and "--unet-of family" in card and "--face 4.0" in card
+    shutil.copytree(again / "unet", folder / "unet", dirs_exist_ok=True)
+    assert cli(*training, "3") == 1
+    assert "--unet-of is not the file that" in capsys.readouterr().err
+
+
+def test_every_cell_that_the_face_touches_counts_more():
+    weight = face_weights({"face_box": [17.0, 40.0, 72.0, 81.0]}, 3.0, cell=8)[0]
+    for row in range(16):
+        for column in range(16):
+            touches = 8 * column < 72 and 8 * column + 8 > 17 and 8 * row < 81 and 8 * row + 8 > 40
+            assert weight[row, column] == (4 if touches else 1)
 
 
 def test_errors_in_the_face_count_as_much_more_as_the_settings_say(runs):

@@ -110,6 +110,20 @@ def test_loss_and_min_snr_weights_follow_their_formulas(kind):
     assert float(unweighted) == pytest.approx(float(plain), rel=1e-5)
 
 
+def test_places_of_the_loss_count_by_their_weights():
+    scheduler = DDPMScheduler()
+    clean, noise, prediction = (torch.randn(2, 4, 3, 5, dtype=torch.float64) for _ in range(3))
+    weight = torch.rand(2, 1, 3, 5, dtype=torch.float64) * 7
+    total = 0.0
+    for place in range(2):
+        for row in range(3):
+            for column in range(5):
+                error = (prediction - noise)[place, :, row, column].square().mean()
+                total += float(weight[place, 0, row, column] * error)
+    loss = diffusion_loss(prediction, clean, noise, torch.tensor([10, 500]), scheduler, 0.0, weight)
+    assert float(loss) == pytest.approx(total / float(weight.sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize(("resolution", "step"), [(512, 64), (1024, 64), (768, 32), (32, 16)])
 def test_buckets_are_the_nearest_shape_that_is_allowed(resolution, step):
     limits = (resolution // 2 // step * step, 2 * resolution)

@@ -1,12 +1,10 @@
 """Training the embedded autoencoder (VAE) on crops of portraits."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..configuration import option
@@ -15,13 +13,11 @@ from ..training.export import check_same_file
 from ..training.task import BatchRandom, Example, Validation
 from ..weights.diffusers_folder import load_component
 from .architectures import AUTOENCODER, autoencoder, build
-from .components import DIFFUSERS, plain_config, save_component
-from .portrait_set import SIDE, DataSettings, PortraitTask, without_prefix
+from .components import DIFFUSERS, continued, plain_config, save_component
+from .portrait_set import SIDE, DataSettings, PortraitTask, face_weights, without_prefix
 
 SHOWN = 8
 LATENT_PARTS = "encoder", "quant_conv"  # what decides about the latents
-# In the metadata of an export: the metadata of the one it was trained on from.
-CONTINUED = "likeness_continued"
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,7 @@ class TrainAutoencoder(PortraitTask):
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         picture, side = self.portraits.picture(example.payload), self.settings.crop
         top, left = (int(torch.randint(0, size - side + 1, (1,), generator=draw)) for size in picture.shape[1:])
-        x0, y0, x1, y1 = (round(edge) for edge in self.portraits.truth[example.payload]["face_box"])
-        weight = torch.ones(1, *picture.shape[1:])
-        weight[:, y0:y1, x0:x1] += self.settings.face
+        weight = face_weights(self.portraits.truth[example.payload], self.settings.face)
         rows, columns = slice(top, top + side), slice(left, left + side)
         return {"pixels": picture[:, rows, columns], "weight": weight[:, rows, columns]}
 
@@ -123,8 +117,7 @@ class TrainAutoencoder(PortraitTask):
             model = load_component(before, "vae", torch.float32)
             check_same_file(before / "vae" / DIFFUSERS, facts.get("decoder_of_sha256", ""), "this decoder")
             tensors = {**model.state_dict(), **tensors}
-            with safe_open(before / "vae" / DIFFUSERS, "pt") as opened:
-                facts = {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
+            facts = continued(facts, before / "vae" / DIFFUSERS)
         save_component(folder / "vae", DIFFUSERS, plain_config(model), tensors, facts)
 
 

@@ -10,8 +10,9 @@ from safetensors import safe_open
 from ..configuration import as_arguments
 from ..files import write_json, write_text
 from ..training.settings import OptimizerSettings, ReportSettings, RunSettings
-from .autoencoder import CONTINUED, TrainAutoencoder
+from .autoencoder import TrainAutoencoder
 from .clip import TrainClip
+from .components import CONTINUED
 from .face_detector import TrainFaceDetector
 from .face_embedder import TrainFaceEmbedder
 from .text_to_image import TrainTextToImage

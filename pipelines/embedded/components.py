@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from ..files import write_json
 from ..weights.checks import save_finite
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+# In the metadata of an export: the metadata of the one it was trained on from.
+CONTINUED = "likeness_continued"
 
 
 def save_component(folder: Path, file: str, config: dict, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
@@ -21,6 +24,12 @@ def save_component(folder: Path, file: str, config: dict, weights: dict[str, Ten
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     save_finite(folder / file, halves, {"format": "pt", **facts}, "train with a lower --learning-rate")
+
+
+def continued(facts: dict[str, str], file: Path) -> dict[str, str]:
+    """``facts`` of a training together with those of the weights in ``file``, which it went on from."""
+    with safe_open(file, "pt") as opened:
+        return {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
 
 
 def plain_config(module) -> dict:

@@ -1,6 +1,7 @@
 """Portrait data sets as training data: what every task of this package does the same way."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,6 +144,14 @@ def shifted(picture: Tensor, most: int, draw: torch.Generator) -> tuple[Tensor, 
     height, width = picture.shape[1:]
     padded = pad(picture[None], [most] * 4, mode="replicate")[0]
     return padded[:, top : top + height, left : left + width], torch.tensor([most - left, most - top])
+
+
+def face_weights(truth: dict, face: float, cell: int = 1) -> Tensor:
+    """How much cells of ``cell`` pixels count: 1, and ``1 + face`` where the face's box is; [1, H, W]."""
+    x0, y0, x1, y1 = (edge / cell for edge in truth["face_box"])
+    weight = torch.ones(1, SIDE // cell, SIDE // cell)
+    weight[:, math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)] += face
+    return weight
 
 
 def without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..configuration import option
 from ..files import sha256_of_file
 from ..training.diffusion import diffusion_loss, noisy_latents, sample_posterior
+from ..training.export import check_same_file
 from ..training.image_folder import text_checksum
 from ..training.sampling import sample_picture
 from ..training.task import BatchRandom, Example, Source, Validation
@@ -20,8 +21,8 @@ from ..weights import BaseModel
 from ..weights.diffusers_folder import load_component
 from ..weights.tokenizer import load_tokenizer
 from .architectures import SCHEDULE, build, unet
-from .components import DIFFUSERS, plain_config, save_component
-from .portrait_set import DataSettings, PortraitTask
+from .components import DIFFUSERS, continued, plain_config, save_component
+from .portrait_set import DataSettings, PortraitTask, face_weights
 
 PROMPTS = (
     "a portrait of a laughing person dressed as Santa Claus in studio light",
@@ -39,6 +40,9 @@ class TextToImageSettings(DataSettings):
 
     autoencoder: Path = option(help="folder that embedded-autoencoder exported", fixed=True)
     clip: Path = option(help="folder that embedded-clip exported", fixed=True)
+    unet_of: Path | None = option(None, "folder of embedded models: train its UNet on, instead of one from scratch",
+                                  fixed=True)  # fmt: skip
+    face: float = option(0.0, "how much more an error in the cells of the face counts", minimum=0)
     caption_dropout: float = option(0.1, "fraction of captions left empty, for classifier-free guidance", minimum=0,
                                     maximum=1)  # fmt: skip
     min_snr_gamma: float = option(5.0, "weigh noise levels by min-SNR; 0: off", minimum=0)
@@ -65,7 +69,12 @@ class TrainTextToImage(PortraitTask):
         folder = self.settings.clip
         text = load_component(folder, "text_encoder", torch.float32).eval()
         vae = load_component(self.settings.autoencoder, "vae", torch.float32)
-        network = build(unet, seed=self.seed).to(device)
+        if self.settings.unet_of is None:
+            network = build(unet, seed=self.seed)
+        else:
+            network = load_component(self.settings.unet_of, "unet", torch.float32)
+            self.checksum = sha256_of_file(self.settings.unet_of / "unet" / DIFFUSERS)
+        network.to(device)
         self.base = BaseModel(
             "sd1", "stable-diffusion-v1", "embedded", "Apache-2.0", network, vae.eval(), [text],
             [load_tokenizer(folder / "tokenizer")], DDPMScheduler(**SCHEDULE),
@@ -98,14 +107,15 @@ class TrainTextToImage(PortraitTask):
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         empty = torch.rand(1, generator=draw) < self.settings.caption_dropout
-        return {**load("latents"), **load("empty" if empty else "prompt")}
+        weight = face_weights(self.portraits.truth[example.payload], self.settings.face, cell=8)
+        return {**load("latents"), **load("empty" if empty else "prompt"), "weight": weight}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
         clean = sample_posterior(batch["mean"], batch["std"], random) * self.base.vae.config.scaling_factor
         noisy, noise, timesteps = noisy_latents(clean, random, self.base.scheduler)
         predicted = network(noisy, timesteps, encoder_hidden_states=batch["prompt"]).sample
-        gamma = self.settings.min_snr_gamma
-        return {"noise": diffusion_loss(predicted, clean, noise, timesteps, self.base.scheduler, gamma)}
+        gamma, weight = self.settings.min_snr_gamma, batch["weight"]
+        return {"noise": diffusion_loss(predicted, clean, noise, timesteps, self.base.scheduler, gamma, weight)}
 
     def validate(
         self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
@@ -123,10 +133,16 @@ class TrainTextToImage(PortraitTask):
 
     def describe(self) -> dict[str, str]:
         hashes = {kind: self.encoder_hash(kind) for kind in ("latents", "prompt")}
-        return {**super().describe(), "encoders": json.dumps(hashes)}
+        described = {**super().describe(), "encoders": json.dumps(hashes)}
+        return described if self.settings.unet_of is None else {**described, "unet_of_sha256": self.checksum}
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
-        save_component(folder / "unet", DIFFUSERS, plain_config(unet()), weights, facts)
+        network, before = unet(), self.settings.unet_of
+        if before is not None:
+            network, file = load_component(before, "unet", torch.float32), before / "unet" / DIFFUSERS
+            check_same_file(file, facts.get("unet_of_sha256", ""), "this UNet")
+            facts = continued(facts, file)
+        save_component(folder / "unet", DIFFUSERS, plain_config(network), weights, facts)
 
 
 def _prompt(text: str) -> Source:

@@ -26,11 +26,18 @@ def min_snr_weights(timesteps: Tensor, scheduler, gamma: float) -> Tensor:
 
 
 def diffusion_loss(
-    prediction: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor, scheduler, min_snr_gamma: float = 0.0
-) -> Tensor:
-    """Mean squared error of a prediction ``[B, C, H, W]``, in float32; ``min_snr_gamma`` 0 weighs all levels alike."""
+    prediction: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor, scheduler, min_snr_gamma: float = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Mean squared error of a prediction ``[B, C, H, W]``, in float32; ``min_snr_gamma`` 0 weighs all levels alike.
+
+    weight: ``[B, 1, H, W]``, how much places count against each other; only its ratios matter.
+    """
     target = diffusion_target(clean, noise, timesteps, scheduler)
-    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    squares = (prediction.float() - target.float()).square()
+    if weight is not None:
+        squares = squares * (weight / weight.mean())
+    errors = squares.mean(dim=(1, 2, 3))
     if min_snr_gamma > 0:
         errors = errors * min_snr_weights(timesteps, scheduler, min_snr_gamma)
     return errors.mean()
