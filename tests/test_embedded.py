@@ -281,8 +281,9 @@ def test_a_unet_is_trained_on_from_the_one_of_a_family(runs, tmp_path, capsys):
     first = load_file(folder / "unet" / DIFFUSERS)
     training = (
         "train_cli", "train", "embedded-text-to-image", "--data", runs / "train", "--held-out", runs / "held",
-        "--autoencoder", folder, "--clip", folder, "--unet-of", folder, "--face", "4", "--output", tmp_path / "run",
-        "--name", "m", "--batch-size", "4", "--precision", "fp32", "--validation-steps", "2", "--steps",
+        "--autoencoder", folder, "--clip", folder, "--unet-of", folder, "--face", "4", "--features", "8",
+        "--output", tmp_path / "run", "--name", "m", "--batch-size", "4", "--precision", "fp32",
+        "--validation-steps", "2", "--steps",
     )  # fmt: skip
     assert not cli(*training, "1", "--learning-rate", "1e-9")
     still = load_file(made / "unet" / DIFFUSERS)
@@ -301,12 +302,24 @@ def test_a_unet_is_trained_on_from_the_one_of_a_family(runs, tmp_path, capsys):
     assert "--unet-of is not the file that" in capsys.readouterr().err
 
 
-def test_every_cell_that_the_face_touches_counts_more():
-    weight = face_weights({"face_box": [17.0, 40.0, 72.0, 81.0]}, 3.0, cell=8)[0]
+def test_every_cell_that_the_face_or_a_feature_of_it_touches_counts_more():
+    places = {"left eye": (30, 50), "right eye": (55, 51), "left brow": (30, 44), "right brow": (55, 45),
+              "left mouth corner": (34, 70), "right mouth corner": (50, 71), "upper lip": (42, 68),
+              "lower lip": (42, 74), "nose": (42, 60), "chin": (42, 90)}  # fmt: skip
+    truth = {"face_box": [17.0, 40.0, 72.0, 81.0], "landmarks": places}
+    pixels, cells = face_weights(truth, 3.0, 5.0)[0], face_weights(truth, 3.0, 5.0, cell=8)[0]
+    around, boxes = 0.08 * 41, ((30, 44, 30, 50), (55, 45, 55, 51), (34, 68, 50, 74))
+    for row in range(128):
+        for column in range(128):
+            x, y = column + 0.5, row + 0.5
+            inside = 17 <= column < 72 and 40 <= row < 81
+            feature = any(
+                a - around < x < c + around and b - around < y < d + around for a, b, c, d in boxes
+            )  # fmt: skip
+            assert pixels[row, column] == 1 + 3 * inside + 5 * feature
     for row in range(16):
         for column in range(16):
-            touches = 8 * column < 72 and 8 * column + 8 > 17 and 8 * row < 81 and 8 * row + 8 > 40
-            assert weight[row, column] == (4 if touches else 1)
+            assert cells[row, column] == pixels[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].max()
 
 
 def test_errors_in_the_face_count_as_much_more_as_the_settings_say(runs):

@@ -28,6 +28,7 @@ class AutoencoderSettings(DataSettings):
     decoder_of: Path | None = option(None, "folder of embedded models: train its VAE's decoder alone, so that what was "
                                      "trained on its latents stays valid", fixed=True)  # fmt: skip
     face: float = option(0.0, "how much more an error inside of the face's box counts", minimum=0)
+    features: float = option(0.0, "how much more an error near eyes, brows and mouth counts on top", minimum=0)
     squared: float = option(0.0, "weight of the squared error, which is what PSNR measures", minimum=0)
     edges: float = option(0.5, "weight of the error of the differences between neighbours, for sharpness", minimum=0)
     kl: float = option(5e-4, "weight of the KL divergence to the standard normal", minimum=0)
@@ -73,7 +74,8 @@ class TrainAutoencoder(PortraitTask):
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         picture, side = self.portraits.picture(example.payload), self.settings.crop
         top, left = (int(torch.randint(0, size - side + 1, (1,), generator=draw)) for size in picture.shape[1:])
-        weight = face_weights(self.portraits.truth[example.payload], self.settings.face)
+        truth = self.portraits.truth[example.payload]
+        weight = face_weights(truth, self.settings.face, self.settings.features)
         rows, columns = slice(top, top + side), slice(left, left + side)
         return {"pixels": picture[:, rows, columns], "weight": weight[:, rows, columns]}
 

@@ -1,7 +1,6 @@
 """Portrait data sets as training data: what every task of this package does the same way."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import max_pool2d, pad
 
 from ..configuration import option
 from ..files import atomic_folder
@@ -19,6 +18,12 @@ from ..generation.recipe import decode
 from ..training.task import Example, Scan, Source
 
 SIDE = 128  # pixels of the portraits
+# Landmarks between which an expression shows, and how far around them, in heights of the face.
+FEATURES = (
+    ("left eye", "left brow"), ("right eye", "right brow"),
+    ("left mouth corner", "right mouth corner", "upper lip", "lower lip"),
+)  # fmt: skip
+AROUND = 0.08
 
 
 @dataclass(frozen=True)
@@ -146,12 +151,21 @@ def shifted(picture: Tensor, most: int, draw: torch.Generator) -> tuple[Tensor, 
     return padded[:, top : top + height, left : left + width], torch.tensor([most - left, most - top])
 
 
-def face_weights(truth: dict, face: float, cell: int = 1) -> Tensor:
-    """How much cells of ``cell`` pixels count: 1, and ``1 + face`` where the face's box is; [1, H, W]."""
-    x0, y0, x1, y1 = (edge / cell for edge in truth["face_box"])
-    weight = torch.ones(1, SIDE // cell, SIDE // cell)
-    weight[:, math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)] += face
-    return weight
+def face_weights(truth: dict, face: float, features: float, cell: int = 1) -> Tensor:
+    """How much cells of ``cell`` pixels count, [1, H, W]: 1, plus ``face`` in the face's box, plus ``features`` where
+    eyes with their brows, and the mouth, are. A cell counts as its most important pixel does.
+    """
+    x0, y0, x1, y1 = (round(edge) for edge in truth["face_box"])
+    weight, middles, around = torch.ones(SIDE, SIDE), torch.arange(SIDE) + 0.5, AROUND * (y1 - y0)
+    weight[y0:y1, x0:x1] += face
+    feature = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for names in FEATURES:
+        points = torch.tensor([truth["landmarks"][name] for name in names])
+        columns, rows = (
+            (middles > along.min() - around) & (middles < along.max() + around) for along in points.unbind(1)
+        )
+        feature |= rows[:, None] & columns
+    return max_pool2d(torch.where(feature, weight + features, weight)[None], cell)
 
 
 def without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

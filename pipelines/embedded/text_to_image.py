@@ -43,6 +43,8 @@ class TextToImageSettings(DataSettings):
     unet_of: Path | None = option(None, "folder of embedded models: train its UNet on, instead of one from scratch",
                                   fixed=True)  # fmt: skip
     face: float = option(0.0, "how much more an error in the cells of the face counts", minimum=0)
+    features: float = option(0.0, "how much more an error in the cells of eyes, brows and mouth counts on top",
+                             minimum=0)  # fmt: skip
     caption_dropout: float = option(0.1, "fraction of captions left empty, for classifier-free guidance", minimum=0,
                                     maximum=1)  # fmt: skip
     min_snr_gamma: float = option(5.0, "weigh noise levels by min-SNR; 0: off", minimum=0)
@@ -107,7 +109,8 @@ class TrainTextToImage(PortraitTask):
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         empty = torch.rand(1, generator=draw) < self.settings.caption_dropout
-        weight = face_weights(self.portraits.truth[example.payload], self.settings.face, cell=8)
+        truth = self.portraits.truth[example.payload]
+        weight = face_weights(truth, self.settings.face, self.settings.features, cell=8)
         return {**load("latents"), **load("empty" if empty else "prompt"), "weight": weight}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
