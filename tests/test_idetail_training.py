@@ -20,10 +20,12 @@ from likeness.pipelines.idetail.world import IdetailPortraits, WorldSettings, in
 from likeness.pipelines.images import save_image
 from likeness.pipelines.portraits import render
 from likeness.pipelines.training import BatchRandom, settings_class
-from likeness.pipelines.training.cache import TensorCache
+from likeness.pipelines.training.cache import TensorCache, fill_cache
 from likeness.pipelines.training.loader import BatchReader
 from likeness.pipelines.training.order import Request
+from likeness.pipelines.training.task import sources_of
 from likeness.pipelines.weights import load_base_model
+from likeness.pipelines.weights.word_vectors import read_word, spelled_vectors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_base import make_pipeline
@@ -285,6 +287,75 @@ def test_half_precision_relights_as_full_precision_does(world, pipeline):
     assert (relit(half, 1) - relit(pipeline, 1)).abs().mean() < 0.03
     with pytest.raises(ValueError, match="9 input channels, a text-to-image model 4"):
         RelightPipeline.from_base(base, world / "lora" / "made.safetensors")
+
+
+@pytest.fixture(scope="module")
+def worded(world, tmp_path_factory):
+    """Stage 2 again, with a placeholder that is learnt."""
+    folder = tmp_path_factory.mktemp("worded")
+    cli("train_cli", "train", "idetail-lora", "--model", world / "base", "--data", world / "data", *TRAIN,
+        "--output", folder, "--steps", 2, "--rank", 2, "--conv-in", world / "conv" / "made.safetensors",
+        "--export-dtype", "fp32", "--learn-placeholder", "--learning-rate", 0.01)  # fmt: skip
+    return folder
+
+
+def test_a_learnt_placeholder_is_exported_beside_the_files_of_any_run(world, worded):
+    for part in ("", "_conv_in", "_lora"):
+        plain, made = (load_file(folder / f"made{part}.safetensors") for folder in (world / "lora", worded))
+        assert {name: value.shape for name, value in plain.items()} == {
+            name: value.shape for name, value in made.items()
+        }
+    base = load_base_model(world / "base", parts=("text",))
+    first = spelled_vectors(base.text_encoders, base.tokenizers, "<c>")
+    learnt = read_word(worded / "made_placeholder.safetensors", "sdxl")
+    for before, after in zip(first, learnt, strict=True):
+        assert before.shape == after.shape and 1e-3 < (after - before).abs().max() < 0.1
+    assert not (world / "lora" / "made_placeholder.safetensors").exists()
+
+
+def test_a_run_with_a_learnt_placeholder_begins_as_one_without(world, tmp_path):
+    """Its first losses are those of plain text; a change of the vectors reaches them, and only where the word is."""
+    given = {
+        "task": {"model": world / "base", "data": world / "data", "conv_in": world / "conv" / "made.safetensors",
+                 "resolution": 32, "bucket_step": 8, "rank": 2, "validation_steps": 1, "validation_pairs": 1,
+                 "caption_dropout": 0.5},
+        "run": {"output": tmp_path, "steps": 1, "precision": "fp32", "cache": tmp_path / "cache"},
+    }  # fmt: skip
+
+    def losses(learn: bool, change: float = 1.0):
+        given["task"]["learn_placeholder"] = learn
+        task = TrainRelight(build_settings(settings_class(TrainRelight), given).task)
+        examples = task.scan().examples
+        network = task.load(torch.device("cpu"), torch.float32)
+        kinds = {source.kind for example in examples for source in example.sources.values()}
+        cache = TensorCache(tmp_path / "cache", {kind: task.encoder_hash(kind) for kind in kinds})
+        requests = [Request(0, slot, 0, slot) for slot in range(6)]
+        assert not fill_cache(cache, task, sources_of(examples[:6]), lambda: None, lambda *_: None)
+        _, batch = BatchReader(task, examples, cache, 0).batch(requests)
+        task.release_encoders()
+        for vectors in network.vectors if learn else ():
+            vectors.data *= change
+        found = task.losses(network, batch, BatchRandom(0, 0, list(range(6))))
+        return network, batch, found
+
+    _, _, plain = losses(False)
+    network, batch, learnt = losses(True)
+    assert {name for name in batch if name.startswith("tokens")} == {"tokens_0", "tokens_1"}
+    for name, value in plain.items():
+        torch.testing.assert_close(learnt[name], value, rtol=1e-3, atol=1e-4)  # prompts are cached in half precision
+    sum(learnt.values()).backward()
+    assert all(vectors.grad.abs().max() > 0 for vectors in network.vectors)
+    assert not any(weight.requires_grad for weight in network.text_encoders.parameters())
+    _, _, changed = losses(True, -5.0)
+    assert abs(changed["noise"] - learnt["noise"]) > 1e-5
+
+
+def test_the_pipeline_reads_a_learnt_placeholder(world, worded, pipeline):
+    word = worded / "made_placeholder.safetensors"
+    made = RelightPipeline.from_base(load_base_model(world / "base"), worded / "made.safetensors", placeholder=word)
+    plain = RelightPipeline.from_base(load_base_model(world / "base"), worded / "made.safetensors")
+    assert not torch.equal(relit(made, 1), relit(plain, 1))
+    assert torch.equal(relit(made, 1, prompt="nobody at dawn"), relit(plain, 1, prompt="nobody at dawn"))
 
 
 # ---- claims

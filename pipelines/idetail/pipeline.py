@@ -11,8 +11,10 @@ from ..euler import clean_from_output, euler_schedule, euler_steps, guided, nois
 from ..images import check_image, check_mask
 from ..vae_pictures import VaePictures
 from ..weights.prompts import encode_prompts
+from ..weights.word_vectors import apart, read_word, word_read_as
 from .adapter import apply_adapter
 from .conditioning import ORDERS, latent_mask, relight_input
+from .prompts import PLACEHOLDER
 
 
 class RelightPipeline(VaePictures, DiffusionPipeline):
@@ -23,6 +25,8 @@ class RelightPipeline(VaePictures, DiffusionPipeline):
     """
 
     _optional_components = ["text_encoder_2", "tokenizer_2"]
+    placeholder: list[Tensor] | None = None
+    """Vectors that prompts' ``<c>`` is read as, for each text encoder; None: plain text."""
 
     def __init__(self, vae: AutoencoderKL, text_encoder, tokenizer, unet: UNet2DConditionModel,
                  scheduler: EulerDiscreteScheduler, text_encoder_2=None, tokenizer_2=None,
@@ -46,13 +50,20 @@ class RelightPipeline(VaePictures, DiffusionPipeline):
         self.register_to_config(order=order)
 
     @classmethod
-    def from_base(cls, base, adapter: Path, strength: float = 1.0) -> "RelightPipeline":
-        """From a ``weights.BaseModel``, whose UNet is changed by an exported file. Raises ``ValueError``."""
+    def from_base(
+        cls, base, adapter: Path, strength: float = 1.0, placeholder: Path | None = None
+    ) -> "RelightPipeline":
+        """From a ``weights.BaseModel``, whose UNet is changed by an exported file. Raises ``ValueError``.
+
+        placeholder: the file of a learnt placeholder that was exported with it.
+        """
         order = apply_adapter(base.unet, adapter, strength)
         parts = dict(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))
         parts |= dict(zip(("tokenizer", "tokenizer_2"), base.tokenizers, strict=False))
         scheduler = EulerDiscreteScheduler.from_config(base.scheduler.config)
-        return cls(vae=base.vae, unet=base.unet, scheduler=scheduler, order=order, **parts)
+        made = cls(vae=base.vae, unet=base.unet, scheduler=scheduler, order=order, **parts)
+        made.placeholder = None if placeholder is None else read_word(placeholder, base.family)
+        return made
 
     @torch.no_grad()
     def __call__(
@@ -124,12 +135,17 @@ class RelightPipeline(VaePictures, DiffusionPipeline):
         """(negative, positive): ``{"prompt": [B, 77, W]}``, for SDXL also ``"pooled"``."""
         encoders = [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
         tokenizers = [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
+        word = self.placeholder
 
         def of(texts):
             texts = [texts] * batch if isinstance(texts, str) else list(texts)
             if len(texts) != batch:
                 raise ValueError(f"{len(texts)} prompts for {batch} images: give one prompt, or one for each image.")
-            found = encode_prompts(encoders, tokenizers, texts)
+            if word is None:
+                found = encode_prompts(encoders, tokenizers, texts)
+            else:
+                with word_read_as(PLACEHOLDER, word, encoders, tokenizers):
+                    found = encode_prompts(encoders, tokenizers, [apart(PLACEHOLDER, text) for text in texts])
             return {name: tensor.to(self.unet.device, self.unet.dtype) for name, tensor in found.items()}
 
         return of(negative), of(prompt)

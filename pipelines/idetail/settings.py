@@ -43,6 +43,8 @@ class RelightLoraSettings(RelightSettings):
 
     conv_in: Path = option(help="file that idetail-conv-in exported", fixed=True)
     train_conv_in: bool = option(False, "train the first convolution on too; the paper freezes it", fixed=True)
+    learn_placeholder: bool = option(False, "learn token embeddings of the placeholder, too, exported as a file for "
+                                     "`embedding:`; the paper leaves it plain text", fixed=True)  # fmt: skip
     layers: str = option("idetail", "what gets an adapter", choices=("idetail",), fixed=True)
     rank: int = option(32, "rank of the adapters", minimum=1, fixed=True)
     alpha: float | None = option(None, "the adapter adds alpha / rank times its output (default: the rank)",

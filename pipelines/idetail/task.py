@@ -17,13 +17,17 @@ from ..files import sha256_of_file
 from ..training.base_model_task import BaseModelTask, prompt_source, time_ids_of
 from ..training.diffusion import noisy_latents, sample_posterior
 from ..training.export import check_same_file
-from ..training.image_folder import bucket_for, cover_crop
+from ..training.image_folder import bucket_for, cover_crop, text_checksum
 from ..training.lora import add_lora, kohya_tensors, lora_metadata, save_lora
 from ..training.settings import DTYPES
 from ..training.task import BatchRandom, Example, Scan, Source, Validation
+from ..weights.prompts import padded_tokens
+from ..weights.word_vectors import apart, save_word
 from .adapter import ORDER, conv_in_change, conv_in_tensors, read_adapter, split_adapter, train_conv_in
 from .conditioning import ORDERS, STAGE_ONE_INPUTS, latent_mask, relight_input, stage_one_input
 from .losses import clean_of, noise_loss, noise_of, relight_losses
+from .placeholder import UNetWithWord, trained_vectors, unet_weights
+from .prompts import PLACEHOLDER
 from .settings import ConvInSettings, RelightLoraSettings
 from .takes import CaptionedFolder, Take, Takes, fitted
 
@@ -77,8 +81,12 @@ class RelightTask(BaseModelTask):
 
     def example(self, name: str, take: Take, sources: dict[str, Source]) -> Example:
         """An example of the size of ``take``, with a prompt that may be dropped."""
-        texts = {"prompt": shared_prompt(take.caption), "empty": shared_prompt("")}
+        texts = {"prompt": self.text_source(take.caption), "empty": self.text_source("")}
         return Example(name, self.bucket(take.size), {**sources, **texts}, take.size)
+
+    def text_source(self, text: str) -> Source:
+        """The source of a prompt; one object however many pairs use it."""
+        return shared_prompt(text)
 
     def time_ids(self, example: Example) -> Tensor:
         """What SDXL is told of the target."""
@@ -261,6 +269,39 @@ class TrainRelight(RelightTask):
         for parameter in (unet.conv_in.change, unet.conv_in.bias_change):
             parameter.requires_grad_(settings.train_conv_in)
 
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        unet = super().load(device, dtype)
+        if not self.settings.learn_placeholder:
+            return unet
+        self._hashes["tokens"] = self._hashes["prompt"]
+        self.speaking = UNetWithWord(unet, self.base.text_encoders, self.base.tokenizers).to(device)
+        return self.speaking
+
+    def text_source(self, text: str) -> Source:
+        return shared_tokens(text) if self.settings.learn_placeholder else shared_prompt(text)
+
+    @torch.no_grad()
+    def encode(self, source: Source) -> dict[str, Tensor]:
+        if source.kind != "tokens":
+            return super().encode(source)
+        pairs = enumerate(zip(self.base.text_encoders, self.base.tokenizers, strict=True))
+        text = [apart(PLACEHOLDER, source.payload)]
+        return {
+            f"tokens_{number}": padded_tokens(tokenizer, text, encoder.config.max_position_embeddings)[0]
+            for number, (encoder, tokenizer) in pairs
+        }
+
+    def validation_prompts(self) -> dict[str, dict[str, Tensor]]:
+        if not self.settings.learn_placeholder:
+            return super().validation_prompts()
+        return {text: self.speaking.encode(text) for text in dict.fromkeys(self.validation_texts())}
+
+    def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        if not self.settings.learn_placeholder:
+            return super().predict(network, noisy, timesteps, batch)
+        tokens = [batch[name] for name in sorted(batch) if name.startswith("tokens_")]
+        return network(noisy.to(self.unet.dtype), timesteps, tokens, batch["time_ids"])
+
     @property
     def alpha(self) -> float:
         """The adapter adds alpha / rank times its output."""
@@ -288,7 +329,8 @@ class TrainRelight(RelightTask):
         return relight_losses(estimate, noise, clean, source, target, batch["mask"], settings.weights, weigh)
 
     def export(self, folder: Path, name: str, weights: dict[str, Tensor], facts: dict[str, str]) -> list[Path]:
-        """One file for any LoRA loader, and the same in two for separate strengths."""
+        """One file for any LoRA loader, the same in two for separate strengths, and a learnt placeholder's."""
+        vectors, weights = trained_vectors(weights), unet_weights(weights)
         adapters = {key: tensor for key, tensor in weights.items() if not key.startswith("conv_in.")}
         lora = kohya_tensors(adapters, self.alpha, DTYPES[self.settings.export_dtype])
         if "conv_in.change" in weights:
@@ -296,10 +338,14 @@ class TrainRelight(RelightTask):
         else:
             first = self.frozen_conv_in(facts)
         files = {name: {**first, **lora}, f"{name}_conv_in": first, f"{name}_lora": lora}
-        return [
+        made = [
             self.save(folder / f"{title}.safetensors", tensors, facts, self.settings.rank, self.alpha)
             for title, tensors in files.items()
         ]
+        if vectors:
+            made.append(folder / f"{name}_placeholder.safetensors")
+            save_word(made[-1], facts["family"], vectors, facts)
+        return made
 
     def describe(self) -> dict[str, str]:
         return {**super().describe(), "conv_in_sha256": self.conv_in_checksum}
@@ -321,6 +367,12 @@ def euler(scheduler):
 
 cached_bucket = cache(bucket_for)
 shared_prompt = cache(prompt_source)
+
+
+@cache
+def shared_tokens(text: str) -> Source:
+    """The source of a prompt's token numbers, for text encoders that take part in training."""
+    return Source("tokens", text_checksum(text), "", text)
 
 
 def spread(items: list, count: int) -> list:

@@ -1,6 +1,7 @@
 """From prompts to what a UNet is conditioned on, as the stock pipelines of SD1.x, SD2.x and SDXL do it."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -16,12 +17,18 @@ def encode_prompts(text_encoders: list, tokenizers: list, prompts: list[str]) ->
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts is {prompts!r}: give a list of at least one text.")
-    pairs = list(zip(text_encoders, tokenizers, strict=True))
-    if len(pairs) == 1:
-        return {"prompt": text_encoders[0](_tokens(*pairs[0], prompts, warn=True)).last_hidden_state}
+    pairs = enumerate(zip(text_encoders, tokenizers, strict=True))
+    return encode_tokens(
+        text_encoders, [_tokens(encoder, tokenizer, prompts, index == 0) for index, (encoder, tokenizer) in pairs]
+    )
+
+
+def encode_tokens(text_encoders: Sequence, tokens: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same from token numbers ``[B, 77]``, for each text encoder those of its tokenizer; with gradients."""
+    if len(text_encoders) == 1:
+        return {"prompt": text_encoders[0](tokens[0]).last_hidden_state}
     outputs = [
-        encoder(_tokens(encoder, tokenizer, prompts, warn=index == 0), output_hidden_states=True)
-        for index, (encoder, tokenizer) in enumerate(pairs)
+        encoder(numbers, output_hidden_states=True) for encoder, numbers in zip(text_encoders, tokens, strict=True)
     ]
     return {
         "prompt": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),

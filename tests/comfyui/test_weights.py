@@ -14,6 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from likeness.pipelines.weights import load_base_model, model_hash
 from likeness.pipelines.weights.architectures import unet_config
+from likeness.pipelines.weights.word_vectors import apart, read_word, save_word, spelled_vectors, word_read_as
 from safetensors.torch import load_file, save_file
 from tiny_models import CPU, FULL_VAE, fill, random_weights
 
@@ -160,6 +161,27 @@ def test_prompts_are_encoded_as_comfyui_does(checkpoint, loaded, prompt):
     assert ("pooled" in ours) == (checkpoint.family == "sdxl")
     if "pooled" in ours:
         assert relative_error(ours["pooled"][:1], pooled) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["a portrait of a <c> at dawn", "a <c>, highly detailed, beside a <c>"])
+def test_a_learnt_word_is_an_embedding_of_comfyui(checkpoint, loaded, prompt, tmp_path):
+    draw = torch.Generator().manual_seed(8)
+    spelled = spelled_vectors(loaded.text_encoders, loaded.tokenizers, "<c>")
+    save_word(
+        tmp_path / "someone.safetensors", loaded.family,
+        [given + given.std() * torch.randn(given.shape, generator=draw) for given in spelled], {},
+    )  # fmt: skip
+    tokenizer = CLIPS[checkpoint.family][1](embedding_directory=[str(tmp_path)])
+    tokens = tokenizer.tokenize_with_weights(prompt.replace("<c>", "embedding:someone"))
+    truth, pooled = checkpoint.clip.encode_token_weights(tokens)
+    vectors = read_word(tmp_path / "someone.safetensors", loaded.family)
+    with word_read_as("<c>", vectors, loaded.text_encoders, loaded.tokenizers):
+        ours = loaded.encode_prompts([apart("<c>", prompt)])
+    assert relative_error(ours["prompt"], truth) < 1e-4
+    if "pooled" in ours:
+        assert relative_error(ours["pooled"], pooled) < 1e-4
+    assert relative_error(loaded.encode_prompts([prompt])["prompt"], truth) > 1e-2
 
 
 @torch.no_grad()
