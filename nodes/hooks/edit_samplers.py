@@ -23,7 +23,7 @@ def sample_virtual_inversion(model, x, sigmas, extra_args=None, callback=None, d
 
     def predict(step, latents):
         source, target, *layout = latents
-        branches = EditBranches(source, layout[0] if layout else None, run.source)
+        branches = EditBranches(source, run.outside_mask(layout[0], source) if layout else None, run.source)
         clean = run.predict(step, target, branches)
         return [clean, branches.layout_clean] if layout else [clean]
 
@@ -63,14 +63,24 @@ class _Run:
         self.levels = [_level(sampling, sigma) for sigma in sigmas]
 
     def predict(self, step: int, target: torch.Tensor, branches: EditBranches) -> torch.Tensor:
-        """Clean estimate of the target as the guider, and whatever is wrapped around it, gives it."""
+        """Clean estimate of the target as the guider, and whatever is wrapped around it, gives it.
+
+        Outside of a latent noise mask ComfyUI puts the source into the target, noised with ``model.noise``. That has
+        to be the noise of the source branch: where the two differ, attention carries the difference into the mask.
+        """
         interrupt_check()
         options = branches.in_options(self.extra_args["model_options"])
-        sigma = self.sigmas[step]
+        sigma, level = self.sigmas[step], self.levels[step]
+        self.model.noise = (branches.source - level.signal * self.source) / level.noise
         clean = self.model(target, sigma * self.ones, **{**self.extra_args, "model_options": options})
         if self.callback is not None:
             self.callback({"x": target, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": clean})
         return clean
+
+    def outside_mask(self, latent: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """``latent`` with ``source`` in the place of what a latent noise mask protects."""
+        mask = self.extra_args.get("denoise_mask")
+        return latent if mask is None else mask * latent + (1 - mask) * source
 
     def predict_source(self, step: int, x: torch.Tensor) -> torch.Tensor:
         """Clean prediction under the source prompt; not seen by wrappers, which refine pictures of the target."""

@@ -314,6 +314,21 @@ def test_a_mask_confines_the_edit(unet):
     assert (edited[..., :4] - latent[..., :4]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("sampler", ["virtual inversion", "layout branch", "ddim inversion"])
+def test_with_a_mask_too_the_same_prompt_gives_the_photo_back(unet, sampler):
+    """The source is protected with the noise of its own branch, or the network would see an edit where none is."""
+    model, clip = unet
+    latent, mask = latents(1, 4, 8, 8), torch.zeros(1, 8, 8)
+    mask[..., :4] = 1
+    guider = guider_of(
+        model, clip, (TEXTS[0], TEXTS[0]), target_guidance=1.0, layout_branch=sampler == "layout branch"
+    )  # fmt: skip
+    ddim = sampler == "ddim inversion"
+    given = DdimInversionSampler.execute(5).result[0] if ddim else None
+    edited = run(guider, latent, given, sigmas_of(model, 20 if ddim else 8), denoise_mask=mask)
+    torch.testing.assert_close(edited, latent, rtol=0, atol=0.02)
+
+
 def test_structure_guidance_lowers_the_lost_structure(unet):
     from test_structure_guidance import lost_structure
 
