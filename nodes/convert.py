@@ -1,11 +1,14 @@
 """Between ComfyUI's tensors (channels last) and the ones of ``pipelines`` (channels first)."""
 
+import logging
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.utils
 import torch
+
+CELLS = 8, 16, 32  # pixels a side that a latent cell of today's VAEs stands for
 
 
 def to_pipeline(image: torch.Tensor) -> torch.Tensor:
@@ -16,6 +19,32 @@ def to_pipeline(image: torch.Tensor) -> torch.Tensor:
 def to_comfy(image: torch.Tensor) -> torch.Tensor:
     """``[B, C, H, W]`` as an IMAGE ``[B, H, W, C]`` on the device ComfyUI keeps images on."""
     return image.movedim(1, -1).contiguous().to(comfy.model_management.intermediate_device())
+
+
+def cut_as_encoded(
+    source: torch.Tensor, image: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``source`` ``[B, 3, H, W]``, and a ``mask`` of its size, cut to the size of ``image`` that was made from it.
+
+    VAE Encode cuts a photo to whole latent cells, around its centre, and says nothing. Where that explains the two
+    sizes it is done to the source, too; others stay as they are.
+    """
+    size, own = image.shape[-2:], source.shape[-2:]
+    if size == own or not any(size == tuple(side // cell * cell for side in own) for cell in CELLS):
+        return source, mask
+    excess = [have - want for have, want in zip(own, size, strict=True)]
+    logging.info("The source is %dx%d, the picture %dx%d: its border is cut off, as VAE Encode does.", *own[::-1],
+                 *size[::-1])  # fmt: skip
+    rows, columns = (slice(more // 2, more // 2 + side) for more, side in zip(excess, size, strict=True))
+    if mask is not None and mask.shape[-2:] == own:
+        mask = mask[..., rows, columns]
+    return source[..., rows, columns], mask
+
+
+def make_room(device: torch.device, size: tuple[int, int], planes: int) -> None:
+    """Let ComfyUI free memory of ``device`` for that many float32 planes of ``size`` ``(H, W)``."""
+    if device.type != "cpu":
+        comfy.model_management.free_memory(4 * planes * size[0] * size[1], device)
 
 
 def compute_device(device: torch.device | None = None) -> torch.device:

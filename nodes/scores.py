@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..pipelines.spl.score import score_structure
-from .convert import to_comfy, to_pipeline
+from .convert import cut_as_encoded, to_comfy, to_pipeline
 
 
 class StructureScore(io.ComfyNode):
@@ -35,7 +35,8 @@ class StructureScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, source) -> io.NodeOutput:
-        scores = score_structure(to_pipeline(image), to_pipeline(source))
+        picture = to_pipeline(image)
+        scores = score_structure(picture, cut_as_encoded(to_pipeline(source), picture)[0])
         means = [float(values.mean()) for values in (scores.spl, scores.ssim, scores.gmsd, scores.fsim)]
         table = scores.table()
         return io.NodeOutput(*means, to_comfy(scores.difference), table, ui=ui.PreviewText(table))

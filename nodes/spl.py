@@ -1,13 +1,19 @@
 """SPL nodes: keep the structure of a source photo while sampling, or after."""
 
+from dataclasses import replace
+
+import comfy.model_management
+import torch
 from comfy_api.latest import io
 
-from ..pipelines.images import check_image
+from ..pipelines.images import check_image, match_pair
 from ..pipelines.spl import StructureSettings, preserve_structure
-from .convert import compute_device, node_progress, to_comfy, to_pipeline
+from ..pipelines.spl.optimise import prepare_mask
+from .convert import compute_device, cut_as_encoded, make_room, node_progress, to_comfy, to_pipeline
 from .hooks.structure_guidance import StructureGuidanceHook
 
 _CATEGORY = "Likeness/SPL"
+PLANES = 40  # of float32 that a picture needs while it is refined, colours and all
 
 
 def _strength_inputs() -> list[io.Input]:
@@ -117,8 +123,28 @@ class StructureRefine(io.ComfyNode):
     def execute(cls, image, source, structure_weight, keep_colors, iterations, mask=None,
                 color_weight=1000.0, radius=5, mask_dilation=0) -> io.NodeOutput:  # fmt: skip
         settings = _settings(structure_weight, keep_colors, iterations, color_weight, radius, mask_dilation)
-        device = compute_device()
+        picture = to_pipeline(image)
+        source, mask = cut_as_encoded(to_pipeline(source), picture, mask)
+        return io.NodeOutput(to_comfy(refined_one_by_one(picture, source, mask, settings)))
+
+
+def refined_one_by_one(picture, source, mask, settings: StructureSettings) -> torch.Tensor:
+    """``preserve_structure`` of a batch, of which only one picture at a time is on the device it is computed on."""
+    picture, source = match_pair(picture, source, settings.window, ("edited image", "source image"))
+    size, count = tuple(picture.shape[-2:]), len(picture)
+    if mask is not None:
+        mask = prepare_mask(mask, size, count, settings.mask_dilation)
+        settings = replace(settings, mask_dilation=0)
+    device, report = compute_device(), node_progress()
+    make_room(device, size, PLANES)
+    made = []
+    for number in range(count):
+        one, own, region = (None if batch is None else batch[number, None].to(device)
+                            for batch in (picture, source, mask))  # fmt: skip
+        begun, total = number * settings.iterations, count * settings.iterations
         refined = preserve_structure(
-            to_pipeline(image).to(device), to_pipeline(source).to(device), mask, settings, node_progress()
+            one, own, region, settings, lambda done, _, begun=begun, total=total: report(begun + done, total)
         )
-        return io.NodeOutput(to_comfy(refined))
+        made.append(refined.to(comfy.model_management.intermediate_device()))
+        report(begun + settings.iterations, total)
+    return torch.cat(made)

@@ -36,7 +36,8 @@ def _strength_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "source_guidance", default=1.0, min=0.0, max=30.0, step=0.1,
-            tooltip="Strength of the source text (cfg). 1 is the method's own value.",
+            tooltip="Strength of the source text (cfg). 1 is the method's own value. DDIM Inversion Sampler does not "
+            "use it: it inverts without guidance.",
         ),
         io.Float.Input(
             "target_guidance", default=2.0, min=0.0, max=30.0, step=0.1,

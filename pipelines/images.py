@@ -14,8 +14,8 @@ from .optional import need
 
 # What counts as a picture where a folder is searched.
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# Half a grey level: what no 8-bit picture can show is rounding, what is more is a mistake upstream.
-RANGE_TOLERANCE = 0.5 / 255
+# Bicubic and Lanczos resizing overshoot by a tenth or so at edges; what is more is another range or a mistake upstream.
+RANGE_TOLERANCE = 0.25
 # Two shapes count as the same picture when their aspect ratios agree this well (a crop to multiples of 8 does).
 ASPECT_TOLERANCE = 0.02
 
@@ -28,7 +28,8 @@ def size_text(tensor: torch.Tensor) -> str:
 def check_image(image: torch.Tensor, name: str, min_side: int = 1) -> torch.Tensor:
     """Return ``image`` as float32 ``[B, 3, H, W]`` clamped to 0..1, or raise ``ValueError`` saying what is wrong.
 
-    Values up to half a grey level outside 0..1 are rounding and are clamped; ``min_side`` is in pixels.
+    Values up to ``RANGE_TOLERANCE`` outside 0..1 are the overshoot of a resize and are clamped; ``min_side`` is in
+    pixels.
     """
     if image.ndim != 4:
         raise ValueError(f"{name} has {image.ndim} dimensions {tuple(image.shape)}: expected a batch of images.")
@@ -41,8 +42,8 @@ def check_image(image: torch.Tensor, name: str, min_side: int = 1) -> torch.Tens
         raise ValueError(f"{name} has {channels} channels: connect an RGB image with 3.")
     if min(image.shape[-2:]) < min_side:
         raise ValueError(
-            f"{name} is {size_text(image)} pixels, smaller than the window of {min_side}: "
-            "use a larger image or a smaller radius."
+            f"{name} is {size_text(image)} pixels, smaller than the window of {min_side}: use a larger image (or a "
+            "smaller radius, where there is one)."
         )
     return _check_values(image.float(), name)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from likeness.pipelines.images import load_image, save_image, to_uint8
+from likeness.pipelines.images import check_image, check_mask, load_image, save_image, to_uint8
 from PIL import Image
 
 
@@ -71,3 +71,17 @@ def test_a_failed_write_leaves_no_file(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         save_image(torch.zeros(3, 4, 4), tmp_path / "missing" / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("side", [48, 200])
+def test_the_overshoot_of_a_bicubic_resize_is_clamped(side):
+    photo = torch.zeros(1, 3, 96, 96)
+    photo[..., 30:60, 20:70] = 1
+    resized = torch.nn.functional.interpolate(photo, size=(side, side), mode="bicubic")
+    assert resized.min() < -0.02 and resized.max() > 1.02
+    assert torch.equal(check_image(resized, "image"), resized.clamp(0, 1))
+    assert torch.equal(check_mask(resized[:, 0], (side, side), 1), resized[:, :1].clamp(0, 1))
+    with pytest.raises(ValueError, match="image has values from -1 to 1: expected 0 to 1"):
+        check_image(photo * 2 - 1, "image")
+    with pytest.raises(ValueError, match="image has values from 0 to 255"):
+        check_image(photo * 255, "image")

@@ -153,6 +153,11 @@ class EditGuider(comfy.samplers.CFGGuider):
             )
         for name, entries in self.conds.items():
             shown = {"positive": "target"}.get(name, name)
+            if len(entries) == 1 and (entries[0].get("start_percent", 0) > 0 or entries[0].get("end_percent", 1) < 1):
+                raise ValueError(
+                    f"the {shown} conditioning is bound to a range of timesteps: source and target are compared in "
+                    "every step, so take Conditioning Set Timestep Range out."
+                )
             if len(entries) != 1 or "area" in entries[0] or "mask" in entries[0]:
                 raise ValueError(
                     f"the {shown} conditioning is combined of {len(entries)} or bound to an area or mask: branches are "

@@ -80,7 +80,7 @@ class TrainAutoencoder(PortraitTask):
         return {"pixels": picture[:, rows, columns], "weight": weight[:, rows, columns]}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        pixels, weight = batch["pixels"], batch["weight"] / batch["weight"].mean()
+        pixels, weight = batch["pixels"], batch["weight"] / batch["weight"].mean((1, 2, 3), keepdim=True)
         cells = (AUTOENCODER["latent_channels"], pixels.shape[2] // 8, pixels.shape[3] // 8)
         made, mean, logvar = network(pixels, random.normal("posterior", cells).to(pixels.device))
         losses = {

@@ -36,7 +36,8 @@ class EditSettings:
 
     backbone: "virtual inversion" (InfEdit) or "ddim inversion" (of Prompt-to-Prompt; needs no consistency model).
     steps: of sampling. strength: part of the noise schedule that is run, 0..1.
-    source_guidance, target_guidance: strength of classifier-free guidance for each prompt; 1 is none.
+    source_guidance, target_guidance: strength of classifier-free guidance for each prompt; 1 is none. DDIM inversion
+    is made without guidance and does not use the first.
     eta: fresh noise of virtual inversion, 0..1. inversion_iterations: of each DDIM inversion step; more is exacter.
     """
 
@@ -102,8 +103,8 @@ class TextEditPipeline(VaePictures, DiffusionPipeline):
 
         ``structure`` None edits without structure preservation; otherwise the steps after the fraction ``start`` keep
         the structure of the source where ``mask`` is white (None: everywhere), and with ``refine`` the result too.
-        ``on_step(done, total)`` may raise. Returns ``[B, 3, h, w]`` in 0..1, h and w rounded down to whole latent cells
-        (cropped around the centre).
+        ``generator`` is one of the CPU. ``on_step(done, total)`` may raise. Returns ``[B, 3, h, w]`` in 0..1, h and w
+        rounded down to whole latent cells (cropped around the centre).
         """
         settings = settings or EditSettings()
         source, mask = self._prepared(image, mask, structure.window if structure else 1)

@@ -18,6 +18,8 @@ from .settings import StructureSettings
 
 # Samplers that convert noise levels to time and back return them with rounding; steps are much further apart.
 _SIGMA_TOLERANCE = 1e-4
+# A mask below this looks black: the tails of soft ones, which reach over the whole picture, keep nothing.
+BLACK = 0.02
 
 
 def current_step(sigma: float, sigmas: Sequence[float]) -> int:
@@ -108,13 +110,13 @@ class StructureGuidance:
             self.settings = replace(self.settings, mask_dilation=0)
 
     def _region(self, x0: torch.Tensor) -> torch.Tensor | float:
-        """Latent cells the mask touches, 0 or 1 to multiply the correction of ``x0`` with.
+        """Latent cells that the mask touches visibly, 0 or 1 to multiply the correction of ``x0`` with.
 
         Ours: the authors encode the whole picture again, which also sends the free part through the VAE.
         """
         if self.mask is None:
             return 1.0
-        cells = (adaptive_max_pool2d(self.mask, tuple(x0.shape[-2:])) > 0).to(x0)
+        cells = (adaptive_max_pool2d(self.mask, tuple(x0.shape[-2:])) > BLACK).to(x0)
         # The frames of a clip share its latents: a cell counts if any of the frames is to be kept there.
         cells = cells.reshape(x0.shape[0], -1, *x0.shape[-2:]).amax(dim=1)
         return cells.reshape(x0.shape[0], *[1] * (x0.ndim - 3), *x0.shape[-2:])

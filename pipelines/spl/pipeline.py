@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 
-from ..euler import clean_from_output, euler_schedule, euler_steps, guided, scaled
+from ..euler import clean_from_output, euler_schedule, euler_steps, guided, noise_like, scaled
 from ..images import check_image, check_mask
 from ..vae_pictures import VaePictures
 from ..weights.prompts import padded_tokens
@@ -50,7 +50,8 @@ class StructureGuidedImg2ImgPipeline(VaePictures, DiffusionPipeline):
         """Edit ``image`` ``[B, 3, H, W]`` in 0..1 towards ``prompt``.
 
         ``settings`` None samples without guidance. ``strength`` in 0..1 is the fraction of the schedule that is run;
-        ``start`` the fraction of those steps after which the guidance begins. ``on_step(done, total)`` may raise.
+        ``start`` the fraction of those steps after which the guidance begins. ``generator`` is one of the CPU, so that
+        a seed means the same noise everywhere. ``on_step(done, total)`` may raise.
         Returns ``[B, 3, h, w]`` in 0..1, where h and w are H and W rounded down to multiples of ``vae_cell``: image and
         mask are cropped around their centre, as ComfyUI's VAE Encode does it.
         """
@@ -64,7 +65,7 @@ class StructureGuidedImg2ImgPipeline(VaePictures, DiffusionPipeline):
         clean = self.encode(source)
         if settings is not None:
             guidance = StructureGuidance(self.decode(clean), sigmas.tolist(), settings, start, mask)
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device, dtype=torch.float32)
+        noise = noise_like(clean, generator)
         latent = self.sample(
             clean + noise * sigmas[0], sigmas, timesteps, self._embed(negative_prompt, prompt, len(source)),
             guidance_scale, guidance, on_step,

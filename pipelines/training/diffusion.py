@@ -31,12 +31,12 @@ def diffusion_loss(
 ) -> Tensor:  # fmt: skip
     """Mean squared error of a prediction ``[B, C, H, W]``, in float32; ``min_snr_gamma`` 0 weighs all levels alike.
 
-    weight: ``[B, 1, H, W]``, how much places count against each other; only its ratios matter.
+    weight: ``[B, 1, H, W]``, how much places of a sample count against each other; only ratios matter.
     """
     target = diffusion_target(clean, noise, timesteps, scheduler)
     squares = (prediction.float() - target.float()).square()
     if weight is not None:
-        squares = squares * (weight / weight.mean())
+        squares = squares * (weight / weight.mean(dim=(1, 2, 3), keepdim=True))
     errors = squares.mean(dim=(1, 2, 3))
     if min_snr_gamma > 0:
         errors = errors * min_snr_weights(timesteps, scheduler, min_snr_gamma)

@@ -6,6 +6,7 @@ import comfy.sd
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from likeness.nodes.scores import StructureScore
 from likeness.nodes.spl import StructureGuidanceNode, StructureRefine
 from likeness.pipelines.spl import StructureSettings, preserve_structure
 from likeness.pipelines.spl.guidance import StructureGuidance
@@ -123,3 +124,30 @@ def test_refine_node_equals_the_pipeline_function():
     ours = preserve_structure(edited.movedim(-1, 1), source.movedim(-1, 1), mask, settings).movedim(1, -1)
     assert node.shape == edited.shape
     assert torch.equal(node, ours)
+
+
+@pytest.mark.parametrize("size", [(90, 67), (75, 64), (64, 120)])
+def test_the_source_is_cut_as_vae_encode_cut_it(in_comfyui, size):
+    vae, source = in_comfyui[1], photo(*size)
+    cut = vae.vae_encode_crop_pixels(source)
+    edited, mask = cut.flip(-1), torch.zeros(1, *size)
+    mask[:, :40] = 1
+    cut_mask = vae.vae_encode_crop_pixels(mask[..., None].expand(-1, -1, -1, 3))[..., 0]
+    made, wanted = (
+        StructureRefine.execute(edited, one, 5000.0, True, 10, mask=region).result[0]
+        for one, region in ((source, mask), (cut, cut_mask))
+    )
+    assert torch.equal(made, wanted)
+    assert StructureScore.execute(edited, source).result[0] == StructureScore.execute(edited, cut).result[0]
+    other = photo(size[0] + 1, 8 * size[1])
+    with pytest.raises(ValueError, match="they are compared pixel by pixel"):
+        StructureRefine.execute(edited, other, 5000.0, True, 10)
+
+
+def test_one_source_refines_a_batch_picture_by_picture():
+    source, edited = photo(40, 56), torch.rand(3, 40, 56, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(1))
+    batch = StructureRefine.execute(edited, source, 5000.0, True, 10, mask=mask).result[0]
+    for number in range(3):
+        alone = StructureRefine.execute(edited[number, None], source, 5000.0, True, 10, mask=mask[number, None])
+        assert torch.equal(batch[number, None], alone.result[0])
