@@ -350,6 +350,14 @@ def test_a_run_with_a_learnt_placeholder_begins_as_one_without(world, tmp_path):
     assert abs(changed["noise"] - learnt["noise"]) > 1e-5
 
 
+@pytest.mark.usefixtures("other_precision")
+def test_a_placeholder_is_learnt_in_half_precision_too(world, tmp_path):
+    cli("train_cli", "train", "idetail-lora", "--model", world / "base", "--data", world / "data", *TRAIN,
+        "--output", tmp_path, "--steps", 1, "--rank", 2, "--conv-in", world / "conv" / "made.safetensors",
+        "--learn-placeholder", "--precision", "bf16")  # fmt: skip
+    assert (tmp_path / "made_placeholder.safetensors").exists()
+
+
 def test_the_pipeline_reads_a_learnt_placeholder(world, worded, pipeline):
     word = worded / "made_placeholder.safetensors"
     made = RelightPipeline.from_base(load_base_model(world / "base"), worded / "made.safetensors", placeholder=word)

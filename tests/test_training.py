@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import tiny_training
 import torch
-from accelerate.state import AcceleratorState
 from comfyui_environment import load_script
 from likeness.pipelines.configuration import dump_toml
 from likeness.pipelines.files import DiskFullError, exclusive
@@ -484,14 +483,6 @@ def test_the_command_ends_with_0_on_sigterm(world, tmp_path):
     assert child.returncode == 0, text
     assert "Stopped by SIGTERM at step" in text and "Traceback" not in text
     assert newest(tmp_path / "run").step > 0
-
-
-@pytest.fixture
-def other_precision():
-    """accelerate keeps one precision for a whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("other_precision")

@@ -273,7 +273,7 @@ class TrainRelight(RelightTask):
         unet = super().load(device, dtype)
         if not self.settings.learn_placeholder:
             return unet
-        self._hashes["tokens"] = self._hashes["prompt"]
+        self._hashes["tokens"], self.dtype = self._hashes["prompt"], dtype
         self.speaking = UNetWithWord(unet, self.base.text_encoders, self.base.tokenizers).to(device)
         return self.speaking
 
@@ -290,6 +290,13 @@ class TrainRelight(RelightTask):
             f"tokens_{number}": padded_tokens(tokenizer, text, encoder.config.max_position_embeddings)[0]
             for number, (encoder, tokenizer) in pairs
         }
+
+    def relit(self, *given) -> tuple[Tensor, float]:
+        if not self.settings.learn_placeholder:
+            return super().relit(*given)
+        # The trainer prepares the whole network for mixed precision, not the UNet in it.
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return super().relit(*given)
 
     def validation_prompts(self) -> dict[str, dict[str, Tensor]]:
         if not self.settings.learn_placeholder:
