@@ -59,13 +59,18 @@ class EditGuider(comfy.samplers.CFGGuider):
         self.guidance = [*guidance, guidance[0]][: control.settings.branches]
         self.set_cfg(guidance[1])
 
+    @property
+    def branches(self) -> int:
+        """How many latents share a call of the model, for each of the one that is sampled."""
+        return len(self.readers)
+
     def outer_sample(self, noise, *args, **kwargs):
         """Checks what cannot work before the first step, and asks for memory for all branches."""
         with named_errors(NODE):
             self._check()
 
         def reserve(executor, model, shape, *rest, **more):
-            return executor(model, [len(self.readers) * shape[0], *shape[1:]], *rest, **more)
+            return executor(model, [self.branches * shape[0], *shape[1:]], *rest, **more)
 
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.PREPARE_SAMPLING, _KEY, reserve, self.model_options, is_model_options=True

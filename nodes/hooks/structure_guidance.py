@@ -161,7 +161,7 @@ class _Prediction:
         sigma = float(timestep.flatten()[0])
         if guidance is None or not guidance.wants(sigma):
             return x0
-        model = executor.class_obj.inner_model
+        guider, model = executor.class_obj, executor.class_obj.inner_model
         latents = _Latents(self.hook.vae, model)
         # Using the VAE marks the models of this run as unused, so that they could be unloaded mid-sampling.
         in_use = comfy.model_management.loaded_models(only_currently_used=True)
@@ -169,6 +169,7 @@ class _Prediction:
             refined = guidance.refine(
                 x0, sigma, latents.decode, lambda images: latents.encode(images, x0), interrupt_check
             )
-        needed = model.memory_required([2 * x.shape[0], *x.shape[1:]])
+        rows = 2 * getattr(guider, "branches", 1) * x.shape[0]  # Edit Guider has several latents in a call
+        needed = model.memory_required([rows, *x.shape[1:]])
         comfy.model_management.load_models_gpu(in_use, memory_required=needed)
         return refined

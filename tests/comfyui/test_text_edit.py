@@ -340,6 +340,21 @@ def test_structure_guidance_lowers_the_lost_structure(unet):
         assert lost_structure(vae, kept, source) < 0.5 * lost_structure(vae, plain, source)
 
 
+@pytest.mark.parametrize("layout", [False, True])
+def test_a_model_that_is_loaded_again_after_a_refinement_gets_room_for_all_branches(unet, layout, monkeypatch):
+    model, clip = unet
+    guided = StructureGuidanceNode.execute(model, block_vae(4), photo(64, 64), 0.4, 1000.0, False, 2).result[0]
+    network, rows = type(model.model), []
+
+    def memory_required(self, shape, *rest, real=network.memory_required, **more):
+        rows.append(shape[0])
+        return real(self, shape, *rest, **more)
+
+    monkeypatch.setattr(network, "memory_required", memory_required)
+    run(guider_of(guided, clip, layout_branch=layout), latents(2, 4, 8, 8))
+    assert rows[-1] == 2 * 2 * (3 if layout else 2) == max(rows)
+
+
 def test_the_stock_sampler_node_runs_it_with_previews(unet):
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
