@@ -20,11 +20,11 @@ from ..pipelines.faces import (
     save_identity,
 )
 from ..pipelines.faces import choose as choose_faces
-from ..pipelines.faces.backend import DEVICES, PACKS
+from ..pipelines.faces.backend import DEVICES, PACKS, has_files
 from ..pipelines.faces.draw import box_mask, draw_faces
 from ..pipelines.faces.face import CROP_MODES
 from ..pipelines.faces.interchange import faces_from_boxes, faces_from_landmarks
-from .convert import named_errors, node_progress, to_comfy, to_pipeline
+from .convert import compute_device, named_errors, node_progress, to_comfy, to_pipeline
 from .weights import models_folders
 
 FacesType, IdentityType = io.Custom("LIKENESS_FACES"), io.Custom("LIKENESS_IDENTITY")
@@ -91,7 +91,8 @@ class DetectFaces(io.ComfyNode):
             given = given_faces(pictures, bboxes, face_landmarks)
             notes, tool = (), None
             if given is None or embeddings:
-                tool = load_backend(backend, BackendSettings(models_folder(backend), model_pack, device))
+                settings = BackendSettings(models_folder(backend, model_pack), model_pack, usable(device))
+                tool = load_backend(backend, settings)
                 notes = tool.notes
             faces = find_faces(tool, pictures, min_score, order, embeddings, given, node_progress())
         table = "\n".join([*notes, faces.table()])
@@ -99,11 +100,15 @@ class DetectFaces(io.ComfyNode):
         return io.NodeOutput(faces, drawn, table, faces.count, boxes, ui=ui.PreviewText(table))
 
 
-def models_folder(backend: str) -> Path:
+def models_folder(backend: str, pack: str) -> Path:
     """The models folder, ComfyUI's or one that its extra paths add, that holds the files of this backend."""
-    kind = "insightface" if backend == "insightface" else "likeness"
-    folders = models_folders(kind)
-    return next((folder for folder in folders if (folder / kind).is_dir()), folders[0])
+    folders = models_folders("insightface" if backend == "insightface" else "likeness")
+    return next((folder for folder in folders if has_files(backend, pack, folder)), folders[0])
+
+
+def usable(device: str) -> str:
+    """The device for a backend: "auto" is the CPU where ComfyUI itself keeps off the GPU, as with --cpu."""
+    return "cpu" if device == "auto" and compute_device().type != "cuda" else device
 
 
 def given_faces(pictures, bboxes, face_landmarks):

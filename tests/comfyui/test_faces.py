@@ -171,6 +171,48 @@ def test_an_identity_goes_to_a_file_and_comes_back(server, photo, opencv):
     assert np.abs(fetched(server, outputs, "5") - to_uint8(expected[0]).astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("backend", ["opencv", "insightface"])
+def test_models_are_found_beside_folders_of_their_kind_that_hold_others(comfyui_dir, tmp_path, monkeypatch, backend):
+    import folder_paths
+    from likeness.nodes.faces import models_folder
+    from likeness.pipelines.faces.insightface import FILES
+    from likeness.pipelines.faces.opencv import DETECTOR
+
+    kind = "insightface" if backend == "insightface" else "likeness"
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "own"))
+    extra = ([str(tmp_path / name / kind) for name in ("empty", "full")], set())
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, extra)
+    for place in (f"own/{kind}/models/inswapper", f"empty/{kind}"):
+        (tmp_path / place).mkdir(parents=True)
+    assert models_folder(backend, "buffalo_l") == tmp_path / "own"
+    pack = [f"insightface/models/buffalo_l/{file}" for file in FILES["buffalo_l"]]
+    for file in {"opencv": [DETECTOR], "insightface": pack}[backend]:
+        (tmp_path / "full" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "full" / file).write_bytes(b"")
+    assert models_folder(backend, "buffalo_l") == tmp_path / "full"
+    assert models_folder("insightface", "antelopev2") == tmp_path / "own", "another pack is not there"
+
+
+@pytest.mark.parametrize(("comfyui", "device", "told"), [("cpu", "auto", "cpu"), ("cuda", "auto", "auto"),
+                                                         ("cpu", "cuda", "cuda")])  # fmt: skip
+def test_auto_stays_on_the_cpu_where_comfyui_does(comfyui_dir, photo, monkeypatch, comfyui, device, told):
+    """As with --cpu on a machine whose torch has CUDA."""
+    import comfy.model_management
+    from likeness.nodes import faces
+
+    seen, load = [], faces.load_backend
+
+    def on_cpu(name, settings):
+        seen.append(settings.device)
+        return load(name, faces.BackendSettings(settings.models, device="cpu"))
+
+    monkeypatch.setattr(faces, "load_backend", on_cpu)
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(comfyui))
+    corner = photo.movedim(1, -1)[:, :64, :64]
+    faces.DetectFaces.execute(corner, "embedded", "antelopev2", 0.5, "largest first", False, device)
+    assert seen == [told]
+
+
 SMALL = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
 IDENTITY = node("LikenessIdentityFromFaces", faces=["2", 0], choose="all", index=0, average=True)
 BAD = {
