@@ -1,5 +1,6 @@
 """Nodes for faces: find them, cut them out, put them back, and keep who somebody is."""
 
+from itertools import count
 from pathlib import Path
 
 import folder_paths
@@ -254,14 +255,19 @@ class SaveIdentity(io.ComfyNode):
     @classmethod
     def execute(cls, identity, filename_prefix) -> io.NodeOutput:
         root = folder_paths.get_output_directory()
-        if not filename_prefix.strip() or not below(root, filename_prefix):
+        prefix = filename_prefix.rstrip("/\\")  # with these ComfyUI counts no files
+        if not prefix.strip() or not below(root, prefix):
             raise ValueError(
                 f"Save Identity: filename_prefix is {filename_prefix!r}: name a place below ComfyUI's output folder, "
                 "such as identities/somebody."
             )
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, root)
-        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        save_identity(identity, path)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
+        paths = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in count(counter))
+        path = next(path for path in paths if not path.exists())
+        try:
+            save_identity(identity, path)
+        except FileExistsError as error:
+            raise ValueError(f"Save Identity: {error}") from error
         file = (Path(subfolder) / path.name).as_posix()
         return io.NodeOutput(file, ui=ui.PreviewText(file))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_server import ComfyRunError
-from likeness.pipelines.faces import CropSettings, Face, Faces, crop_faces
+from likeness.pipelines.faces import CropSettings, Face, Faces, Identity, crop_faces
 from likeness.pipelines.faces.cascade import box_overlap
 from likeness.pipelines.images import example_photo, load_image, save_image, to_uint8
 from likeness.pipelines.portraits import group_scene, render, sample_person
@@ -211,6 +211,29 @@ def test_auto_stays_on_the_cpu_where_comfyui_does(comfyui_dir, photo, monkeypatc
     corner = photo.movedim(1, -1)[:, :64, :64]
     faces.DetectFaces.execute(corner, "embedded", "antelopev2", 0.5, "largest first", False, device)
     assert seen == [told]
+
+
+@pytest.mark.parametrize("prefix", ["people/somebody/", "people\\", "someone"])
+def test_each_identity_gets_a_file_of_its_own(comfyui_dir, tmp_path, monkeypatch, prefix):
+    import folder_paths
+    from likeness.nodes import faces
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    identity = Identity(torch.ones(1, 4), "test")
+    files = [faces.SaveIdentity.execute(identity, prefix).result[0] for _ in range(3)]
+    name = prefix.rstrip("/\\")
+    assert files == [f"{name}_0000{number}_.safetensors" for number in (1, 2, 3)]
+    folder, _, stem = name.rpartition("/")  # counted before somebody else wrote the same number
+    place = str(tmp_path / folder), stem, 2, folder, name
+    monkeypatch.setattr(folder_paths, "get_save_image_path", lambda *_: place)
+    assert faces.SaveIdentity.execute(identity, prefix).result[0] == f"{name}_00004_.safetensors"
+
+    def taken(identity, path):
+        raise FileExistsError(f"{path} exists already: choose another name.")
+
+    monkeypatch.setattr(faces, "save_identity", taken)
+    with pytest.raises(ValueError, match="Save Identity: .*_00005_.safetensors exists already: choose another name"):
+        faces.SaveIdentity.execute(identity, prefix)
 
 
 SMALL = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
