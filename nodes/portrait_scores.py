@@ -25,7 +25,8 @@ CHOICES = {
 }  # fmt: skip
 # What each score looks at; those of structure only at the source.
 EVIDENCE = {
-    "Face ID score": ("faces", "identity"), "CLIP score": ("prompt", "clip_model"),
+    "Face ID score": ("faces", "identity"),
+    "CLIP score": ("prompt", "clip_model"),
     "CLIP directional": ("source", "prompt", "source_prompt", "clip_model"),
     "Clothing score": ("source", "mask", "clip_model"),
 }
