@@ -1,5 +1,6 @@
 """Nodes for faces: find them, cut them out, put them back, and keep who somebody is."""
 
+from itertools import count
 from pathlib import Path
 
 import folder_paths
@@ -20,11 +21,11 @@ from ..pipelines.faces import (
     save_identity,
 )
 from ..pipelines.faces import choose as choose_faces
-from ..pipelines.faces.backend import DEVICES, PACKS
+from ..pipelines.faces.backend import DEVICES, PACKS, has_files
 from ..pipelines.faces.draw import box_mask, draw_faces
 from ..pipelines.faces.face import CROP_MODES
 from ..pipelines.faces.interchange import faces_from_boxes, faces_from_landmarks
-from .convert import named_errors, node_progress, to_comfy, to_pipeline
+from .convert import compute_device, named_errors, node_progress, to_comfy, to_pipeline
 from .weights import models_folders
 
 FacesType, IdentityType = io.Custom("LIKENESS_FACES"), io.Custom("LIKENESS_IDENTITY")
@@ -91,7 +92,8 @@ class DetectFaces(io.ComfyNode):
             given = given_faces(pictures, bboxes, face_landmarks)
             notes, tool = (), None
             if given is None or embeddings:
-                tool = load_backend(backend, BackendSettings(models_folder(backend), model_pack, device))
+                settings = BackendSettings(models_folder(backend, model_pack), model_pack, usable(device))
+                tool = load_backend(backend, settings)
                 notes = tool.notes
             faces = find_faces(tool, pictures, min_score, order, embeddings, given, node_progress())
         table = "\n".join([*notes, faces.table()])
@@ -99,11 +101,15 @@ class DetectFaces(io.ComfyNode):
         return io.NodeOutput(faces, drawn, table, faces.count, boxes, ui=ui.PreviewText(table))
 
 
-def models_folder(backend: str) -> Path:
+def models_folder(backend: str, pack: str) -> Path:
     """The models folder, ComfyUI's or one that its extra paths add, that holds the files of this backend."""
-    kind = "insightface" if backend == "insightface" else "likeness"
-    folders = models_folders(kind)
-    return next((folder for folder in folders if (folder / kind).is_dir()), folders[0])
+    folders = models_folders("insightface" if backend == "insightface" else "likeness")
+    return next((folder for folder in folders if has_files(backend, pack, folder)), folders[0])
+
+
+def usable(device: str) -> str:
+    """The device for a backend: "auto" is the CPU where ComfyUI itself keeps off the GPU, as with --cpu."""
+    return "cpu" if device == "auto" and compute_device().type != "cuda" else device
 
 
 def given_faces(pictures, bboxes, face_landmarks):
@@ -249,14 +255,19 @@ class SaveIdentity(io.ComfyNode):
     @classmethod
     def execute(cls, identity, filename_prefix) -> io.NodeOutput:
         root = folder_paths.get_output_directory()
-        if not filename_prefix.strip() or not below(root, filename_prefix):
+        prefix = filename_prefix.rstrip("/\\")  # with these ComfyUI counts no files
+        if not prefix.strip() or not below(root, prefix):
             raise ValueError(
                 f"Save Identity: filename_prefix is {filename_prefix!r}: name a place below ComfyUI's output folder, "
                 "such as identities/somebody."
             )
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, root)
-        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        save_identity(identity, path)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
+        paths = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in count(counter))
+        path = next(path for path in paths if not path.exists())
+        try:
+            save_identity(identity, path)
+        except FileExistsError as error:
+            raise ValueError(f"Save Identity: {error}") from error
         file = (Path(subfolder) / path.name).as_posix()
         return io.NodeOutput(file, ui=ui.PreviewText(file))
 

@@ -16,6 +16,7 @@ from ..pipelines.idetail.conditioning import ORDERS, latent_mask
 from ..pipelines.idetail.prompts import EFFECTS, PLACEHOLDER, TARGET_PROMPTS, relight_prompt
 from ..pipelines.images import check_image, check_mask, match_batch
 from .convert import named_errors, to_pipeline
+from .hooks.relight_photo import keep_photo
 
 _CATEGORY = "Likeness/IDetail"
 _CONDITIONING, _LOADER, _PROMPT = "Relight Conditioning", "Relight LoRA Loader", "Relight Prompt"
@@ -80,15 +81,20 @@ class RelightConditioning(io.ComfyNode):
 
 def check_widened(model) -> None:
     """Refuse a MODEL whose first convolution does not take noise, mask and photo."""
-    latent = model.get_model_object("latent_format").latent_channels
-    # The weight itself may be a widened one at this moment, through another MODEL of the same checkpoint.
-    base = torch.empty(1, model.model.model_config.unet_config.get("in_channels") or 0, device="meta")
-    have, wanted = comfy.lora.calculate_shape(model.patches.get(_FIRST, ()), base, _FIRST)[1], 2 * latent + 1
+    have, wanted = channels(model)
     if have != wanted:
         raise ValueError(
             f"the MODEL takes {have} channels, relighting needs {wanted}: put Relight LoRA Loader before it, or Load "
             "LoRA with the whole file of idetail-lora (not the ..._lora one), at a strength other than 0."
         )
+
+
+def channels(model) -> tuple[int, int]:
+    """How many channels the first convolution of a MODEL takes, and how many relighting needs."""
+    latent = model.get_model_object("latent_format").latent_channels
+    # The weight itself may be a widened one at this moment, through another MODEL of the same checkpoint.
+    base = torch.empty(1, model.model.model_config.unet_config.get("in_channels") or 0, device="meta")
+    return comfy.lora.calculate_shape(model.patches.get(_FIRST, ()), base, _FIRST)[1], 2 * latent + 1
 
 
 def encoded_photo(model, vae, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,6 +181,9 @@ class RelightLoraLoader(io.ComfyNode):
         for part, amount in ((lora, strength), (first, conv_in_strength)):
             if part:
                 model, _ = comfy.sd.load_lora_for_models(model, None, part, amount, 0)
+        have, wanted = channels(model)
+        if have == wanted:
+            keep_photo(model)
         return io.NodeOutput(model)
 
 

@@ -51,15 +51,47 @@ class LoadEmbeddedPortraitModel(io.ComfyNode):
 
 def load_embedded(folder: Path) -> tuple:
     """(MODEL, CLIP, VAE, CLIP_VISION) from a folder that ``embedded.family.assemble`` made."""
+    model, clip, vae = model_from(folder), clip_from(folder), vae_from(folder)
+    # ComfyUI loads them anew with these where it cannot use what it has: without dynamic VRAM for torch.compile and
+    # hooks, and on every other GPU.
+    factories = ((model, model_from), (clip.patcher, clip_patcher_from), (vae.patcher, vae_patcher_from))
+    for patcher, factory in factories:
+        patcher.cached_patcher_init = (factory, (folder,))
+    vision = load_clip_vision(_weights(folder, "image_encoder"), _config(folder, "image_encoder"))
+    return model, clip, vae, vision
+
+
+def model_from(folder: Path, disable_dynamic: bool = False):
+    """The MODEL in ``folder``; disable_dynamic: without ComfyUI's dynamic VRAM."""
+    config, scale = _config(folder, "unet"), _config(folder, "vae")["scaling_factor"]
+    return load_unet(_weights(folder, "unet"), config, scale, disable_dynamic)
+
+
+def clip_from(folder: Path, disable_dynamic: bool = False):
+    """The CLIP in ``folder``; disable_dynamic: without ComfyUI's dynamic VRAM."""
+    component = "text_encoder"
+    return load_clip(_weights(folder, component), _config(folder, component), folder / "tokenizer", disable_dynamic)
+
+
+def clip_patcher_from(folder: Path, disable_dynamic: bool = False):
+    return clip_from(folder, disable_dynamic).patcher
+
+
+def vae_from(folder: Path):
+    """The VAE in ``folder``."""
     config = _config(folder, "vae")
     vae = comfy.sd.VAE(sd=_weights(folder, "vae"), config={"params": autoencoder_parameters(config)})
     set_groups(vae.first_stage_model, config["norm_num_groups"])
-    return (
-        load_unet(_weights(folder, "unet"), _config(folder, "unet"), config["scaling_factor"]),
-        load_clip(_weights(folder, "text_encoder"), _config(folder, "text_encoder"), folder / "tokenizer"),
-        vae,
-        load_clip_vision(_weights(folder, "image_encoder"), _config(folder, "image_encoder")),
-    )
+    return vae
+
+
+def vae_patcher_from(folder: Path, disable_dynamic: bool = False):
+    vae = vae_from(folder)
+    if not disable_dynamic:
+        return vae.patcher
+    # ComfyUI's VAE has no such switch: the same network under the plain management, which casts no weights as it runs.
+    network = vae.first_stage_model.to(vae.vae_dtype)
+    return comfy.model_patcher.ModelPatcher(network, vae.patcher.load_device, vae.patcher.offload_device)
 
 
 def _config(folder: Path, component: str) -> dict:
@@ -89,8 +121,8 @@ def unet_parameters(config: dict) -> dict:
     }  # fmt: skip
 
 
-def load_unet(weights: dict[str, torch.Tensor], config: dict, scaling_factor: float):
-    """A MODEL, loaded and managed as ComfyUI's own loader does it."""
+def load_unet(weights: dict[str, torch.Tensor], config: dict, scaling_factor: float, disable_dynamic: bool = False):
+    """A MODEL, loaded and managed as ComfyUI's own loader does it; disable_dynamic: without its dynamic VRAM."""
 
     class Latents(comfy.latent_formats.SD15):
         def __init__(self):
@@ -112,7 +144,8 @@ def load_unet(weights: dict[str, torch.Tensor], config: dict, scaling_factor: fl
     family.set_inference_dtype(dtype, cast)
     offload = comfy.model_management.unet_offload_device()
     model = family.get_model(named, device=offload)
-    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=device, offload_device=offload)
     model.load_model_weights(named, "", assign=patcher.is_dynamic())
     set_groups(model.diffusion_model, config["norm_num_groups"])
     return patcher
@@ -125,8 +158,8 @@ def set_groups(model: torch.nn.Module, groups: int) -> None:
             module.num_groups = groups
 
 
-def load_clip(weights: dict[str, torch.Tensor], config: dict, tokenizer_folder: Path):
-    """A CLIP with a vocabulary of its own."""
+def load_clip(weights: dict[str, torch.Tensor], config: dict, tokenizer_folder: Path, disable_dynamic: bool = False):
+    """A CLIP with a vocabulary of its own; disable_dynamic: without ComfyUI's dynamic VRAM."""
     name = "text_model.embeddings.token_embedding.weight"
     rows = weights[name]
     padding = rows.new_zeros(COMFYUI_VOCABULARY - len(rows), rows.shape[1])
@@ -152,7 +185,7 @@ def load_clip(weights: dict[str, torch.Tensor], config: dict, tokenizer_folder: 
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         tokenizer_data={"clip_l_tokenizer_class": Tokenizer},
         parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights],
-        model_options={"clip_l_class": TextEncoder},
+        model_options={"clip_l_class": TextEncoder}, disable_dynamic=disable_dynamic,
     )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ class ForegroundMask(io.ComfyNode):
         picture, settings = to_pipeline(image), MaskSettings(softness=softness)
         with named_errors("Foreground Mask"):
             if mask is not None:
-                return refined(picture, mask, method, person, settings, tolerance)
+                return refined(picture, mask, person, settings, tolerance, method)
             rcnn = RcnnSettings(minimum_score, None if keep_scores else 0.5, softness)
             return answer(*find_people(picture, method, person, settings, rcnn, faces))
 
@@ -143,7 +143,7 @@ class ClothingMask(io.ComfyNode):
         picture, settings = to_pipeline(image), MaskSettings(softness=softness)
         with named_errors("Clothing Mask"):
             if mask is not None:
-                return refined(picture, mask, method, person, settings, tolerance)
+                return refined(picture, mask, person, settings, tolerance, method)
             boxes, _ = read_faces(faces, picture, "to tell heads from clothes")
             how = "people: the connected foreground"
             if foreground is None:
@@ -184,7 +184,7 @@ class FaceMask(io.ComfyNode):
         picture, settings = to_pipeline(image), MaskSettings(softness=softness)
         with named_errors("Face Mask"):
             if mask is not None:
-                return refined(picture, mask, "auto", person, settings, tolerance)
+                return refined(picture, mask, person, settings, tolerance)
             boxes, landmarks = read_faces(faces, picture, "to know where they are")
             chosen = person - 1 if person else None
             steps = node_progress()
@@ -271,12 +271,18 @@ def managed_rcnn(path: Path | None) -> Callable:
     return patcher.model
 
 
-def refined(picture, mask, method: str, person: int, settings: MaskSettings, tolerance: float) -> io.NodeOutput:
+def refined(
+    picture, mask, person: int, settings: MaskSettings, tolerance: float, method: str = "auto"
+) -> io.NodeOutput:
     """The answer from a rough mask."""
-    if method == "mask r-cnn" or person:
+    # name, value and the value that leaves it to the mask, of what asks for something else
+    against = [("method", method, "auto")] if method == "mask r-cnn" else []
+    against += [("person", person, 0)] if person else []
+    if against:
         raise ValueError(
-            f"method is {method}, person is {person}, and a rough mask is connected, which says itself what is meant: "
-            "set method to auto and person to 0, or disconnect the mask."
+            f"{' and '.join(f'{name} is {value}' for name, value, _ in against)}, but a rough mask is connected, which "
+            f"says itself what is meant: set {' and '.join(f'{name} to {value}' for name, _, value in against)}, or "
+            "disconnect the mask."
         )
     masks = refine_mask(picture, mask, settings, tolerance, node_progress())
     return answer(masks, "grabcut from the rough mask")

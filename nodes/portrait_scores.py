@@ -23,6 +23,13 @@ CHOICES = {
     "prompt (CLIP score)": "CLIP score", "prompt (CLIP directional)": "CLIP directional",
     "clothes (Clothing score)": "Clothing score",
 }  # fmt: skip
+# What each score looks at; those of structure only at the source.
+EVIDENCE = {
+    "Face ID score": ("faces", "identity"),
+    "CLIP score": ("prompt", "clip_model"),
+    "CLIP directional": ("source", "prompt", "source_prompt", "clip_model"),
+    "Clothing score": ("source", "mask", "clip_model"),
+}
 GIVEN = "given scores"
 CLIP_MODELS = ("embedded", "installed CLIP")
 BY_CLIP = ("CLIP score", "CLIP directional", "Clothing score")
@@ -143,12 +150,15 @@ class KeepBest(io.ComfyNode):
 
         by, higher = by[0], not higher_is_better or higher_is_better[0]
         with named_errors("Keep Best"):
-            pictures = joined(image, "image")
+            batches = [batch for batch in image if batch is not None]
+            pictures = joined(batches, "image")
             if by == GIVEN:
                 name, values = "score", given_scores(scores, len(pictures))
                 text = "\n".join(f"{place}  {number(value)}" for place, value in enumerate(values, 1))
             else:
-                table = score(pictures, CHOICES[by], **unlisted(evidence))
+                wanted = EVIDENCE.get(CHOICES[by], ("source",))
+                used = {key: values for key, values in evidence.items() if key in wanted}
+                table = score(pictures, CHOICES[by], **unlisted(used, [len(batch) for batch in batches]))
                 name, values = next(iter(table.values.items()), (None, None))
                 if values is None:
                     raise ValueError(f"there is nothing to choose by. {table.text()}")
@@ -227,25 +237,42 @@ def plain_name(name: str) -> str:
     return name if name in OUTPUTS else name.partition(" (")[0]
 
 
-def unlisted(evidence: dict) -> dict:
+def unlisted(evidence: dict, lengths: list[int]) -> dict:
     """Inputs that ComfyUI gave as lists: pictures, masks and faces joined; prompts and people as they are, one for all
-    or one for each picture; of settings the first."""
+    or one for each picture; of settings the first.
+
+    lengths: of the batches of pictures. A list with an entry for each batch gives it to every picture of its batch.
+    """
     found = {}
     for name, values in evidence.items():
-        if name in ("source", "mask") and values is not None:
-            found[name] = joined(values, name)
-        elif name == "faces" and values is not None:
+        values = [value for value in values or () if value is not None]
+        if name == "mask":
+            values = [mask.reshape(-1, *mask.shape[-2:]) for mask in values]
+        if name in ("source", "mask"):
+            found[name] = joined(for_each_picture(values, lengths), name)
+        elif name == "faces":
             found[name] = joined_faces(values)
-        elif name in ("prompt", "source_prompt", "identity") and values is not None:
-            found[name] = [value for value in values if value is not None] or None
-        elif values is not None:
+        elif name in ("prompt", "source_prompt", "identity"):
+            found[name] = for_each_picture(values, lengths) or None
+        elif values:
             found[name] = values[0]
     return {name: value for name, value in found.items() if value is not None}
 
 
+def for_each_picture(values: list, lengths: list[int]) -> list:
+    """Entries that belong to a batch each, once for every picture of it; a batch of as many already stays whole."""
+    if len(values) != len(lengths) or len(values) < 2:
+        return values
+    pairs = zip(values, lengths, strict=True)
+    return [value for value, length in pairs for _ in range(1 if is_batch(value) else length)]
+
+
+def is_batch(value) -> bool:
+    return torch.is_tensor(value) and len(value) > 1
+
+
 def joined(batches: list, name: str) -> torch.Tensor | None:
     """Batches of one size as one; None for a list that holds nothing."""
-    batches = [batch for batch in batches if batch is not None]
     sizes = {tuple(batch.shape[1:]) for batch in batches}
     if len(sizes) > 1:
         told = ", ".join(sorted("x".join(map(str, (size[1], size[0]))) for size in sizes))
@@ -259,7 +286,6 @@ def joined_faces(listed: list):
 
     from ..pipelines.faces.face import check_same_embedder
 
-    listed = [faces for faces in listed if faces is not None]
     for faces in listed[1:]:
         check_same_embedder(listed[0].embedder, faces.embedder)
     return replace(listed[0], images=tuple(own for faces in listed for own in faces.images)) if listed else None

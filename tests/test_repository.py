@@ -134,6 +134,13 @@ def test_both_formats_of_a_workflow_are_the_same_graph(path):
             assert {key: value for key, value in widgets_of(node).items() if key in values} == values
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "example_workflows").glob("*.json")), ids=lambda path: path.name)
+def test_every_widget_of_a_workflow_has_a_value(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    empty = [(node["type"], name) for node in nodes for name, value in widgets_of(node).items() if value is None]
+    assert not empty
+
+
 def test_template_folder_holds_copies_of_the_ui_workflows():
     """ComfyUI serves templates from `example_workflows` only; the folder the project was given is the source."""
     served = {path.name: path.read_bytes() for path in (ROOT / "example_workflows").glob("*.json")}

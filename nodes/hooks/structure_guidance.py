@@ -115,7 +115,7 @@ class StructureGuidanceHook:
                 f"the picture being sampled is {want[1]}x{want[0]}, smaller than the window of {self.settings.window}: "
                 "use a larger latent or a smaller radius."
             )
-        mask = None if self.mask is None else self.mask.float()
+        mask = None if self.mask is None else self.mask.float().reshape(-1, *self.mask.shape[-2:])
         if mask is not None and mask.shape[-2:] == self.source.shape[1:3]:
             mask = self.vae.vae_encode_crop_pixels(mask[..., None].expand(-1, -1, -1, 3))[..., 0]
         return match_size(to_pipeline(source), want, "source image", "sampled picture").movedim(1, -1), mask

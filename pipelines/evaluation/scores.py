@@ -25,9 +25,9 @@ class Subject:
     """What is scored. Whatever is None makes the scores that need it absent.
 
     image, source: [B, 3, H, W] in 0..1, the source of one picture or B. prompts, source_prompts: one or B.
-    mask, source_mask: the clothes (foreground minus face), [B, H, W] in 0..1; without ``source_mask`` the first serves
-    both. faces: embeddings [B, D] of the face in each picture; identity: those of whom they should show, [1, D] or
-    [B, D], by the same embedder; NaN where there is no face.
+    mask, source_mask: the clothes (foreground minus face), [B, H, W], [B, 1, H, W] or [H, W] in 0..1; without
+    ``source_mask`` the first serves both. faces: embeddings [B, D] of the face in each picture; identity: those of whom
+    they should show, [1, D] or [B, D], by the same embedder; NaN where there is no face.
     """
 
     image: Tensor
@@ -142,6 +142,7 @@ def checked(subject: Subject) -> Subject:
     for name, picture in (("mask", image), ("source_mask", changed.get("source", image))):
         value = getattr(subject, name)
         if value is not None:
+            value = value.reshape(-1, *value.shape[-2:])
             mask = check_mask(value, picture.shape[-2:], len(value), name.replace("_", " "))
             changed[name] = _one_or(mask, count, name.replace("_", " "))
     return replace(subject, **changed)

@@ -77,6 +77,22 @@ def load_backend(name: str, settings: BackendSettings) -> FaceBackend:
     return backend
 
 
+def has_files(name: str, pack: str, models: Path) -> bool:
+    """True if the folder ``models`` holds what backend ``name`` detects with; the embedded one needs nothing there."""
+    if name == "insightface":
+        from .insightface import pack_folder
+
+        try:
+            return bool(pack_folder(models / "insightface", pack))
+        except ValueError:
+            return False
+    if name == "opencv":
+        from .opencv import DETECTOR
+
+        return (models / DETECTOR).is_file()
+    return True
+
+
 def quiet(_done: int, _total: int) -> None:
     """Takes progress and says nothing."""
 

@@ -2,6 +2,7 @@
 
 import comfy.k_diffusion.sampling
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -106,6 +107,45 @@ def test_the_stock_lora_loader_changes_unet_and_text_encoder(loaded, texts, tmp_
         for each in (model, changed[0], model)
     ]
     assert torch.equal(pictures[0], pictures[2]) and (pictures[0] - pictures[1]).abs().max() > 1e-3
+
+
+def patchers(loaded):
+    return [loaded[0], loaded[1].patcher, loaded[2].patcher]
+
+
+def groups_of(patcher):
+    return [each.num_groups for each in patcher.model.modules() if isinstance(each, torch.nn.GroupNorm)]
+
+
+@torch.no_grad()
+def test_torch_compile_hooks_and_other_gpus_get_models_of_their_own(texts, portrait, monkeypatch):
+    """Under dynamic VRAM, the default with NVIDIA's GPUs: ComfyUI then clones without it, or loads anew."""
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+    loaded = load_embedded(SHIPPED)
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Dynamic)
+    dynamic = load_embedded(SHIPPED)
+    plain = [patcher.clone(disable_dynamic=True) for patcher in patchers(dynamic)]
+    elsewhere = [patcher.deepclone_multigpu() for patcher in patchers(dynamic)]
+    for kind, clones, likes in (
+        (comfy.model_patcher.ModelPatcher, plain, patchers(loaded)), (Dynamic, elsewhere, patchers(dynamic)),
+    ):  # fmt: skip
+        for found, like, own in zip(clones, likes, patchers(dynamic), strict=True):
+            assert type(found) is kind and found.model is not own.model
+            state, groups = like.model.state_dict(), groups_of(like)
+            assert groups_of(found) == groups and found.model.state_dict().keys() == state.keys()
+            for name, value in found.model.state_dict().items():
+                assert value.dtype == state[name].dtype and torch.equal(value, state[name])
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    pictures = [
+        comfyui_nodes.common_ksampler(each, 0, 2, 3.0, "euler", "normal", *texts, latent)[0]["samples"]
+        for each in (loaded[0], plain[0])
+    ]
+    assert torch.equal(*pictures)
+    near(plain[2].model.encode(portrait * 2 - 1), loaded[2].first_stage_model.encode(portrait * 2 - 1), 1e-6)
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_server import ComfyRunError
-from likeness.pipelines.faces import CropSettings, Face, Faces, crop_faces
+from likeness.pipelines.faces import CropSettings, Face, Faces, Identity, crop_faces
 from likeness.pipelines.faces.cascade import box_overlap
 from likeness.pipelines.images import example_photo, load_image, save_image, to_uint8
 from likeness.pipelines.portraits import group_scene, render, sample_person
@@ -169,6 +169,71 @@ def test_an_identity_goes_to_a_file_and_comes_back(server, photo, opencv):
     assert "1 embedding of opencv sface_2021dec\nlicence: Apache-2.0" in outputs["6"]["text"][0]
     expected = crop_faces(photo, Faces(((Face(BOX_CORNERS, 1),),), (512, 512)), CropSettings(112))[0]
     assert np.abs(fetched(server, outputs, "5") - to_uint8(expected[0]).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("backend", ["opencv", "insightface"])
+def test_models_are_found_beside_folders_of_their_kind_that_hold_others(comfyui_dir, tmp_path, monkeypatch, backend):
+    import folder_paths
+    from likeness.nodes.faces import models_folder
+    from likeness.pipelines.faces.insightface import FILES
+    from likeness.pipelines.faces.opencv import DETECTOR
+
+    kind = "insightface" if backend == "insightface" else "likeness"
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "own"))
+    extra = ([str(tmp_path / name / kind) for name in ("empty", "full")], set())
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, extra)
+    for place in (f"own/{kind}/models/inswapper", f"empty/{kind}"):
+        (tmp_path / place).mkdir(parents=True)
+    assert models_folder(backend, "buffalo_l") == tmp_path / "own"
+    pack = [f"insightface/models/buffalo_l/{file}" for file in FILES["buffalo_l"]]
+    for file in {"opencv": [DETECTOR], "insightface": pack}[backend]:
+        (tmp_path / "full" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "full" / file).write_bytes(b"")
+    assert models_folder(backend, "buffalo_l") == tmp_path / "full"
+    assert models_folder("insightface", "antelopev2") == tmp_path / "own", "another pack is not there"
+
+
+@pytest.mark.parametrize(("comfyui", "device", "told"), [("cpu", "auto", "cpu"), ("cuda", "auto", "auto"),
+                                                         ("cpu", "cuda", "cuda")])  # fmt: skip
+def test_auto_stays_on_the_cpu_where_comfyui_does(comfyui_dir, photo, monkeypatch, comfyui, device, told):
+    """As with --cpu on a machine whose torch has CUDA."""
+    import comfy.model_management
+    from likeness.nodes import faces
+
+    seen, load = [], faces.load_backend
+
+    def on_cpu(name, settings):
+        seen.append(settings.device)
+        return load(name, faces.BackendSettings(settings.models, device="cpu"))
+
+    monkeypatch.setattr(faces, "load_backend", on_cpu)
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(comfyui))
+    corner = photo.movedim(1, -1)[:, :64, :64]
+    faces.DetectFaces.execute(corner, "embedded", "antelopev2", 0.5, "largest first", False, device)
+    assert seen == [told]
+
+
+@pytest.mark.parametrize("prefix", ["people/somebody/", "people\\", "someone"])
+def test_each_identity_gets_a_file_of_its_own(comfyui_dir, tmp_path, monkeypatch, prefix):
+    import folder_paths
+    from likeness.nodes import faces
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    identity = Identity(torch.ones(1, 4), "test")
+    files = [faces.SaveIdentity.execute(identity, prefix).result[0] for _ in range(3)]
+    name = prefix.rstrip("/\\")
+    assert files == [f"{name}_0000{number}_.safetensors" for number in (1, 2, 3)]
+    folder, _, stem = name.rpartition("/")  # counted before somebody else wrote the same number
+    place = str(tmp_path / folder), stem, 2, folder, name
+    monkeypatch.setattr(folder_paths, "get_save_image_path", lambda *_: place)
+    assert faces.SaveIdentity.execute(identity, prefix).result[0] == f"{name}_00004_.safetensors"
+
+    def taken(identity, path):
+        raise FileExistsError(f"{path} exists already: choose another name.")
+
+    monkeypatch.setattr(faces, "save_identity", taken)
+    with pytest.raises(ValueError, match="Save Identity: .*_00005_.safetensors exists already: choose another name"):
+        faces.SaveIdentity.execute(identity, prefix)
 
 
 SMALL = node("EmptyImage", width=64, height=64, batch_size=1, color=0)

@@ -191,6 +191,44 @@ def test_batches_of_photos_masks_and_prompts(host, pictures, masks, prompts, bat
     assert "noise_concat" not in texts[0][1], "the conditioning that went in is left as it was"
 
 
+def test_a_latent_of_another_size_sees_the_photo_at_its_size(host):
+    """As for hires fix: the same conditioning, on the latent enlarged; sizes of whole cells may be one off."""
+    model, seen = host.by_our_loader(), []
+    positive, negative, latent = host.conditioned(model, photo(128, 88), masks_for(128, 88), PROMPTS[:1])
+    beside = positive[0][1]["noise_concat"]
+    watched = model.clone()
+
+    def watch(execute, x, t, c_concat=None, *rest, **options):
+        seen.append(c_concat)
+        return execute(x, t, c_concat, *rest, **options)
+
+    watched.add_wrapper(comfy.patcher_extension.WrappersMP.APPLY_MODEL, watch)
+    for width in (16, 17):
+        found = host.sample(watched, positive, negative, {"samples": torch.zeros(1, 4, 24, width)}, 5.0)[0]
+        assert found.shape == (1, 4, 24, width) and torch.isfinite(found).all()
+        own = host.conditioned(model, photo(192, 8 * width), masks_for(192, 8 * width))[0][0][1]["noise_concat"]
+        assert seen[-1].shape[-2:] == (24, width) and (seen[-1][:1, 0] - own[:, 0]).abs().max() < 0.15
+    assert positive[0][1]["noise_concat"] is beside and beside.shape == (1, 5, 16, 11)
+    plain = host.sample(host.by_stock_loader(), positive, negative, latent, 5.0)[0]
+    assert torch.equal(host.sample(model, positive, negative, latent, 5.0)[0], plain)
+    with pytest.raises(ValueError, match="Relight LoRA Loader: .* latent of 11x16, .* is 24x16, .*: run Relight Cond"):
+        host.sample(model, positive, negative, {"samples": torch.zeros(1, 4, 16, 24)})
+
+
+def test_a_prompt_without_the_photo_is_refused_where_it_counts(host):
+    model, bare = host.by_our_loader(), host.encode([NEGATIVE])
+    positive, negative, latent = host.conditioned(model, photo(64, 64), masks_for(64, 64), PROMPTS[:1])
+    message = "Relight LoRA Loader: a prompt .* with 0 channels .* needs 5: send all prompts, positive and negative"
+    for prompts in ((positive, bare), (host.encode(PROMPTS[:1]), negative), (positive + bare, negative)):
+        with pytest.raises(ValueError, match=message):
+            host.sample(model, *prompts, latent, 5.0)
+    whole = host.sample(model, positive, negative, latent)[0]
+    assert torch.equal(host.sample(model, positive, bare, latent)[0], whole), "a cfg of 1 asks for no negative prompt"
+    for unwidened in (host.model, host.by_our_loader("_lora")):
+        found = host.sample(unwidened, host.encode(PROMPTS[:1]), bare, latent, 5.0)[0]
+        assert torch.isfinite(found).all() and found.std() > 0.01
+
+
 def test_the_stock_ksampler_takes_its_outputs(host):
     model = host.by_our_loader()
     positive, negative, latent = host.conditioned(model, photo(64, 64), masks_for(64, 64), PROMPTS[:1])

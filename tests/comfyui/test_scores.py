@@ -241,6 +241,40 @@ def test_every_picture_has_its_own_prompt_and_person(portraits):
         KeepBest.execute([image], [3], ["identity (Face ID score)"], [False], **keep | {"identity": people[:2]})
 
 
+def test_a_list_of_batches_has_a_prompt_a_person_a_source_or_a_mask_for_each(portraits):
+    """As a list of prompts makes it: a batch of pictures for each prompt, here of three and of two."""
+    source, images = map(comfy, portraits)
+    batches, texts = [images, images[:2]], ["a portrait in studio light", PROMPT]
+    embedded = embedded_clip()
+    words, seen = embedded.embed_text([texts[0]] * 3 + [texts[1]] * 2), embedded.embed(portraits[1])
+    expected = clip_score(torch.cat([seen, seen[:2]]), words).sort(descending=True)
+    kept = KeepBest.execute(batches, [5], ["prompt (CLIP score)"], [False], prompt=texts, source=[None],
+                            source_prompt=["", "", ""]).result  # fmt: skip
+    assert kept[2] == expected.indices.tolist() and kept[3] == pytest.approx(expected.values.tolist(), abs=1e-5)
+    people = [Identity(torch.tensor([vector]), "test") for vector in ([0.0, 1.0], [1.0, 0.0])]
+    faces = [faces_of([[0.0, 1.0]] * 3), faces_of([[0.0, 1.0]] * 2)]
+    kept = KeepBest.execute(batches, [5], ["identity (Face ID score)"], [False], faces=faces, identity=people).result
+    assert sorted(kept[2][:3]) == [0, 1, 2] and kept[3] == pytest.approx([0, 0, 0, 1, 1], abs=1e-6)
+    whole = torch.cat([source.expand_as(images), images[1:2].expand(2, -1, -1, -1)])
+    for sources in ([source, images[1:2]], [whole[:3], whole[3:]]):
+        kept = KeepBest.execute(batches, [5], ["structure (SSIM)"], [False], source=sources, prompt=texts * 3).result
+        values = ssim(*(each.movedim(-1, 1) for each in (torch.cat(batches), whole)))
+        assert kept[3] == pytest.approx(values.sort(descending=True).values.tolist(), abs=1e-6)
+
+
+def test_a_mask_of_any_number_of_dimensions(portraits):
+    source, images = map(comfy, portraits)
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 80:] = 1
+    by = {"source": source, "list_score": "clothes (Clothing score)"}
+    expected = PortraitScores.execute(images, mask=mask, **by).result[-1]
+    assert expected[1] > expected[0]
+    for same in (mask[0], mask[:, None]):
+        assert PortraitScores.execute(images, mask=same, **by).result[-1] == expected
+        kept = KeepBest.execute([images], [1], [by["list_score"]], [False], source=[source], mask=[same]).result
+        assert kept[3] == expected[:1]
+
+
 def test_pictures_with_alpha_are_kept_by_given_scores():
     image = torch.rand(2, 64, 64, 4)
     kept, shown, *_ = KeepBest.execute([image], [1], ["given scores"], [True], scores=[1.0, 2.0]).result

@@ -381,3 +381,12 @@ def test_a_source_at_another_scale_and_with_odd_sides_is_matched(unet):
     plain = sample(model, conds, (1, 4, 8, 8))
     small = photo(64, 64)
     assert lost_structure(vae, with_guidance, small) < 0.7 * lost_structure(vae, plain, small)
+
+
+def test_a_mask_of_any_number_of_dimensions(unet):
+    model, vae, conds = unet
+    source, mask = photo(67, 64), torch.zeros(1, 67, 64)
+    mask[..., :32] = 1
+    whole = sample(guided(model, vae, source, mask=mask), conds, (1, 4, 8, 8))
+    for same in (mask[0], mask[:, None]):
+        assert torch.equal(sample(guided(model, vae, source, mask=same), conds, (1, 4, 8, 8)), whole)
