@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from .convert import named_errors, node_progress, to_comfy, to_pipeline
+from .convert import cut_as_encoded, named_errors, node_progress, to_comfy, to_pipeline
 from .weights import models_folders, weights_in_place
 
 # Name before any bracket, as scores are told: how Portrait Scores hands it out, and what Keep Best chooses by.
@@ -200,10 +200,11 @@ def score(
         chosen = tuple(entry for entry in chosen if plain_name(entry.name) == only)
     # The networks of scores run on the CPU, wherever ComfyUI keeps its images.
     pictures, source, mask = (x if x is None else x.cpu() for x in (to_pipeline(image), source, mask))
+    if source is not None:
+        source, mask = cut_as_encoded(to_pipeline(source), pictures, mask)
     subject = Subject(
-        pictures, None if source is None else to_pipeline(source), _texts(prompt), _texts(source_prompt), mask,
-        **face_evidence(pictures, faces, identity),
-    )  # fmt: skip
+        pictures, source, _texts(prompt), _texts(source_prompt), mask, **face_evidence(pictures, faces, identity)
+    )
     return score_pictures(subject, chosen, node_progress())
 
 

@@ -275,6 +275,17 @@ def test_a_mask_of_any_number_of_dimensions(portraits):
         assert kept[3] == expected[:1]
 
 
+def test_a_source_that_vae_encode_cut_is_cut_as_well(portraits):
+    source, images = map(comfy, portraits)
+    whole = torch.nn.functional.pad(source, (0, 0, 3, 4, 1, 2))  # 135 x 131
+    mask = torch.zeros(1, 131, 135)
+    mask[:, 81:, 20:] = 1
+    by = {"list_score": "clothes (Clothing score)"}
+    expected = PortraitScores.execute(images, source=source, mask=mask[:, 1:129, 3:131], **by).result
+    made = PortraitScores.execute(images, source=whole, mask=mask, **by).result
+    assert made[1] == expected[1] and made[-1] == expected[-1]
+
+
 def test_pictures_with_alpha_are_kept_by_given_scores():
     image = torch.rand(2, 64, 64, 4)
     kept, shown, *_ = KeepBest.execute([image], [1], ["given scores"], [True], scores=[1.0, 2.0]).result
