@@ -17,7 +17,7 @@ from likeness.pipelines.idetail.prompts import INPUT_PROMPTS
 from likeness.pipelines.idetail.takes import INPUT, ORIGINAL, TARGET, Takes, fitted
 from likeness.pipelines.idetail.task import TrainConvIn, TrainRelight
 from likeness.pipelines.idetail.world import IdetailPortraits, WorldSettings, in_light, original
-from likeness.pipelines.images import save_image
+from likeness.pipelines.images import load_image, save_image
 from likeness.pipelines.portraits import render
 from likeness.pipelines.training import BatchRandom, settings_class
 from likeness.pipelines.training.cache import TensorCache, fill_cache
@@ -232,6 +232,19 @@ def test_stage_one_also_learns_from_a_folder_of_captioned_pictures(world, tmp_pa
     cli("train_cli", "train", "idetail-conv-in", "--model", world / "base", "--data", tmp_path / "photos", *TRAIN,
         "--output", tmp_path / "run", "--steps", 1)  # fmt: skip
     assert read_adapter(tmp_path / "run" / "made.safetensors")[0]
+
+
+def test_pictures_of_all_shapes_are_shown_side_by_side(world, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, height in enumerate((40, 24)):
+        picture = render(original(0, number), 40).image[0, :, :height]
+        save_image(picture, tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text("a studio portrait of a <c>")
+    cli("train_cli", "train", "idetail-conv-in", "--model", world / "base", "--data", tmp_path / "photos", *TRAIN,
+        "--validation-pairs", 2, "--output", tmp_path / "run", "--steps", 1)  # fmt: skip
+    row = load_image(tmp_path / "run" / "samples" / "step-00000001.png")
+    assert row.shape[-2:] == (32, 3 * 32 + 3 * 40)
+    assert not row[..., 24:, 96:].any() and row[..., :24, 96:].any()
 
 
 # ---- relighting

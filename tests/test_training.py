@@ -421,6 +421,25 @@ def test_the_validation_is_the_same_each_time_and_shows_the_averaged_weights(wor
     assert events
 
 
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_validation_that_fails_costs_no_step(world, straight, tmp_path, step):
+    """At a step that is saved, too, and at the last one."""
+
+    class Fails(LoraFineTune):
+        def validate(self, network, steps, seed, check_stop):
+            if steps is None:
+                raise RuntimeError("no picture today")
+            return super().validate(network, steps, seed, check_stop)
+
+    settings = tiny_settings(world, tmp_path / "run", report__validate_every=step)
+    with pytest.raises(RuntimeError, match="no picture today"):
+        Trainer(Fails(settings.task, 3), settings, say=lambda text: None).run()
+    assert newest(tmp_path / "run").step == step
+    run(world, tmp_path / "run")
+    assert_same_training(newest(tmp_path / "run"), newest(straight))
+    assert (tmp_path / "run" / "likeness.safetensors").is_file()
+
+
 @pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_the_loss_falls_when_eight_portraits_are_overfitted(family, tmp_path):
     """The same noise at the same levels before and after 300 steps."""

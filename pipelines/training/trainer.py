@@ -238,7 +238,6 @@ class Trainer:
                 if (step + 1) % report.log_every == 0:
                     self.journal.numbers({**losses, "learning_rate": self.rate(step)}, step + 1)
                 self._after_step(step + 1)
-        self._save()
         self._export(self.progress.step)
 
     def _batches(self, steps: range) -> Iterator[Batch]:
@@ -313,7 +312,8 @@ class Trainer:
         if self._asked_to_stop:
             self._save()
             raise Stopped(self.stop.reason or "another process of this run")
-        if step % run.save_every == 0 and not last and not self.progress.bad_in_a_row:
+        # Before the validation: whatever that fails of, the steps are kept.
+        if last or (step % run.save_every == 0 and not self.progress.bad_in_a_row):
             self._save()
         if run.export_every and step % run.export_every == 0 and not last:
             self._export(step)
