@@ -7,7 +7,7 @@ a trainer can draw items in any order.
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from .dataset import DatasetError, key_of, open_dataset
+from .dataset import DatasetError, open_dataset
 from .recipe import decode
 
 
@@ -28,12 +28,11 @@ class DatasetReader:
                 unfinished.append(shard)
             else:
                 tar = self.dataset.tar(shard)
-                keys = map(key_of, self.dataset.items(shard))
-                self._places += [(tar, key, sidecar["items"][key]) for key in keys]
+                self._places += [(tar, key, sidecar["items"][key]) for key in self.dataset.keys(shard, sidecar)]
         if unfinished and not partial:
             raise DatasetError(
                 f"{folder}: {len(unfinished)} of {len(self.dataset.shards)} shards are not finished (the first is "
-                f"{unfinished[0]}): run generate again, or read what is there with partial."
+                f"{unfinished[0]}): run generate again, or take the finished ones with --partial."
             )
 
     def __len__(self) -> int:

@@ -42,9 +42,9 @@ class Take:
 class Takes:
     """The takes of a data set, by number."""
 
-    def __init__(self, folder: Path):
-        """Raises ``ValueError`` where the folder holds no data set, or one of another kind."""
-        self.folder, self.reader = folder, DatasetReader(folder)
+    def __init__(self, folder: Path, partial: bool = False):
+        """Raises ``ValueError`` where the folder holds no data set, or, unless ``partial``, an unfinished one."""
+        self.folder, self.reader = folder, DatasetReader(folder, partial)
         self.list: list[Take] = []
         self.licences: set[str] = set()
 
