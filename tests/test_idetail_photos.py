@@ -225,6 +225,13 @@ def test_other_photos_or_weights_are_another_data_set(folders, recipe, tmp_path)
         assert made_with(folders).inputs != recipe.inputs
     finally:
         extra.unlink()
+    unet = base / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = unet.read_bytes()
+    unet.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # another model of the same shape
+    try:
+        assert made_with(folders).inputs != recipe.inputs
+    finally:
+        unet.write_bytes(whole)
     index = json.loads((base / "model_index.json").read_text())
     (base / "model_index.json").write_text(json.dumps(index, indent=8))
     assert made_with(folders).inputs != recipe.inputs
