@@ -673,6 +673,16 @@ def test_reader_agrees_with_tarfile_in_any_order(tmp_path):
         reader[10]
 
 
+def test_a_damaged_item_is_told_with_the_mend(tmp_path):
+    dataset = make(tmp_path)
+    offset, size = json.loads(dataset.sidecar(1).read_text())["items"]["000000005"]["png"]
+    spoil(dataset.tar(1), offset + size // 2)
+    reader = DatasetReader(tmp_path)
+    assert set(reader.files(5, only=("txt", "mask.png"))) == {"txt", "mask.png"}
+    with pytest.raises(DatasetError, match=r"png of item 000000005 is damaged \(.*verify .* --repair, then generate"):
+        reader[5]
+
+
 def test_webdataset_reads_the_shards(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     make(tmp_path)

@@ -42,8 +42,31 @@ class DatasetReader:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict:
-        key, files = self.read_bytes(index)
-        return {"__key__": key, **{extension: decode(extension, data) for extension, data in files.items()}}
+        return {"__key__": self.key(index), **self.files(index)}
+
+    def key(self, index: int) -> str:
+        """The name of an item."""
+        return self._places[index][1]
+
+    def files(self, index: int, only: Container[str] | None = None) -> dict:
+        """The decoded files of an item by extension, all or only some.
+
+        Raises ``DatasetError`` for one that is damaged.
+        """
+        key, files = self.read_bytes(index, only)
+        return {extension: self._decoded(key, extension, data) for extension, data in files.items()}
+
+    def _decoded(self, key: str, extension: str, data: bytes):
+        try:
+            return decode(extension, data)
+        except Exception as error:  # each format's reader has its own ways to fail
+            raise self.damage(key, extension, f"{type(error).__name__}: {error}") from error
+
+    def damage(self, key: str, extension: str, reason: str) -> DatasetError:
+        """The error for a file that is not what was written, with the mend."""
+        folder = self.dataset.folder
+        return DatasetError(f"{folder}: {extension} of item {key} is damaged ({reason}). To mend it: python "
+                            f"nodes/dataset_cli.py verify {folder} --repair, then generate again.")  # fmt: skip
 
     def read_bytes(
         self, index: int, only: Container[str] | None = None, most: int | None = None
