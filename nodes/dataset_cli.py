@@ -37,7 +37,8 @@ import comfyui_server
 import environment
 import pack
 
-MODULES = ("torch", "numpy", "cv2", "PIL", "skimage", "tomlkit")
+MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "accelerate",
+           "tomlkit", "tqdm")  # fmt: skip
 RECIPES = {
     "structure_pairs": "pipelines.spl.data:StructurePairs", "portraits": "pipelines.portraits.data:Portraits",
     "idetail_portraits": "pipelines.idetail.world:IdetailPortraits",

@@ -32,7 +32,8 @@ from pathlib import Path
 import environment
 import pack
 
-MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage")
+MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "scipy", "sklearn",
+           "accelerate", "tomlkit", "tensorboardX", "tqdm")  # fmt: skip
 EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder", "face_detector")
 
 
