@@ -32,6 +32,7 @@ from likeness.pipelines.training import (
 )
 from likeness.pipelines.training import checkpoints as checkpoints_module
 from likeness.pipelines.training.lora_task import LoraFineTune
+from likeness.pipelines.training.processes import Processes
 from safetensors.torch import load_file
 from tiny_base import make_pipeline
 from tiny_training import steps_noted, tiny_settings, tiny_trainer, train_in_child, write_portraits
@@ -643,6 +644,15 @@ def test_mistakes_on_the_command_line_are_answered_with_the_mend(world, tmp_path
 def test_mistakes_at_export_are_answered_with_the_mend(straight, capfd, words, message):
     code, error = command(capfd, "export", str(straight), *words)
     assert code == 1 and re.search(message, error), error
+
+
+def test_machines_that_do_not_share_the_output_are_told(world, straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "all_of", lambda self, items: [*items, 4])
+    with pytest.raises(TrainingError, match=r"different steps \(0, 4\) in .*run: give an --output on a disk that all"):
+        run(world, tmp_path / "run")
+    shutil.copytree(straight, tmp_path / "other")
+    with pytest.raises(TrainingError, match=r"different steps \(4, 8\)"):
+        run(world, tmp_path / "other")
 
 
 def test_going_beyond_the_last_step_backwards_is_refused(world, straight):

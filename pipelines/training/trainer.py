@@ -132,7 +132,13 @@ class Trainer:
     def _checkpoint_to_continue(self) -> Checkpoint | None:
         if self.processes.is_main:
             self.store.clean()
-        checkpoint = self.store.load()
+        checkpoint = self.processes.together(self.store.load)
+        steps = sorted(set(self.processes.all_of([0 if checkpoint is None else checkpoint.step])))
+        if len(steps) > 1:
+            raise TrainingError(
+                f"the processes of this run find checkpoints of different steps ({', '.join(map(str, steps))}) in "
+                f"{self.output}: give an --output on a disk that all machines share."
+            )
         if checkpoint is None:
             return None
         changes = changed_fixed_settings(checkpoint.state["settings"], self.settings)
