@@ -37,7 +37,8 @@ import comfyui_server
 import environment
 import pack
 
-MODULES = ("torch", "numpy", "cv2", "PIL", "skimage", "tomlkit")
+MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "accelerate",
+           "tomlkit", "tqdm")  # fmt: skip
 RECIPES = {
     "structure_pairs": "pipelines.spl.data:StructurePairs", "portraits": "pipelines.portraits.data:Portraits",
     "idetail_portraits": "pipelines.idetail.world:IdetailPortraits",
@@ -210,13 +211,15 @@ def absolute_reference(reference: str) -> str:
 
 def conclude(state, stopped_by: str | None) -> int:
     if state.complete:
-        print(f"Finished: {state.kept} items in {state.dataset.folder}.")
+        less = f", {state.absent} less than asked for: there is nothing to make of them" if state.absent else ""
+        print(f"Finished: {state.kept} items in {state.dataset.folder}{less}.")
         return 0
     if stopped_by:
         print(f"Stopped by {stopped_by}. Start the same command again to go on; finished shards are kept.")
         return 0
     left = len(state.dataset.shards) - len(state.finished)
-    print(f"dataset_cli: {left} shards are not finished, see above; start the same command again to try them anew.",
+    print(f"dataset_cli: {left} shards are not finished, see above; start the same command again to try them anew, "
+          "or do without them: export-folder and IDetail's training have --partial.",
           file=sys.stderr)  # fmt: skip
     return 1
 

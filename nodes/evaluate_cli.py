@@ -24,12 +24,16 @@ exit codes
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import environment
 import pack
 
-MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage")
+MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "scipy", "sklearn",
+           "accelerate", "tomlkit", "tensorboardX", "tqdm")  # fmt: skip
 EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder", "face_detector")
 
 
@@ -42,22 +46,48 @@ def main(arguments: list[str]) -> int:
     environment.ensure_environment(MODULES)
     pack.quiet_libraries()
     pack.load_pack()
+    from likeness.pipelines.stop import Stopped
+
     try:
         return options.run(options)
-    except (ValueError, OSError, ImportError) as error:
+    except (Stopped, KeyboardInterrupt) as stopped:  # the latter where no StopRequest is there yet to hear it
+        print(f"\nevaluate_cli: stopped by {str(stopped) or 'SIGINT'}; {options.left}.", file=sys.stderr)
+        return 0
+    except _expected_errors() as error:
         print(f"evaluate_cli: {error}", file=sys.stderr)
         return 1
 
 
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from likeness.pipelines.training import CheckpointError, TrainingError
+
+    return (ValueError, OSError, ImportError, TrainingError, CheckpointError)
+
+
+@contextmanager
+def _listening(folder: Path) -> Iterator[Callable[[str, int, int], None]]:
+    """Block in which a stop is heard: gives the progress callback ``(what, done, total)`` that raises ``Stopped``."""
+    from likeness.pipelines.stop import StopRequest
+
+    with StopRequest(folder) as stop:
+
+        def step(what: str, done: int, total: int) -> None:
+            _show(what, done, total)
+            stop.check()
+
+        yield step
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(left="nothing is written")
     commands = parser.add_subparsers(required=True, metavar="{claims,adapter,embedded,score,compare}")
     _add_claims(commands)
     _add_adapter(commands)
     _add_score(commands)
     _add_compare(commands)
     embedded = commands.add_parser("embedded", help="put together, measure and describe the embedded models")
-    embedded.set_defaults(run=run_embedded)
+    embedded.set_defaults(run=run_embedded, left="no figures are written: measure the folder with --measure")
     for name in EXPORTS:
         flag = f"--{name.replace('_', '-')}"
         embedded.add_argument(flag, type=Path, help=f"folder that the task embedded-{flag[2:]} exported")
@@ -81,12 +111,13 @@ def _add_claims(commands) -> None:
     claims = commands.add_parser("claims", help="re-run a paper's claims on the portrait world")
     methods = claims.add_subparsers(required=True, metavar="{spl,idetail}")
     spl = methods.add_parser("spl", help="structure preservation")
-    spl.set_defaults(run=run_claims_spl, method="spl")
+    spl.set_defaults(run=run_claims_spl, method="spl", left="the same command goes on, scores of people are kept")
     _add_claims_settings(spl, people=100)
     spl.add_argument("--steps", type=int, default=15, help="sampling steps of an edit (default: 15)")
     spl.add_argument("--batch", type=int, default=20, help="pictures edited at once (default: 20)")
     idetail = methods.add_parser("idetail", help="relighting: trains every row first, or goes on with it")
-    idetail.set_defaults(run=run_claims_idetail, method="idetail")
+    idetail.set_defaults(run=run_claims_idetail, method="idetail",
+                         left="the same command goes on, trained rows are kept")  # fmt: skip
     _add_claims_settings(idetail, people=20)
     idetail.add_argument("--data", type=Path, required=True, help="data set of `generate idetail_portraits`")
     idetail.add_argument("--conv-in", type=Path, required=True, help="file that idetail-conv-in exported")
@@ -175,16 +206,11 @@ def run_compare(options: argparse.Namespace) -> int:
     from likeness.pipelines.evaluation.folders import compare_folders
     from likeness.pipelines.evaluation.report import write_report
     from likeness.pipelines.evaluation.sets import SetScores, score_sets
-    from likeness.pipelines.stop import Stopped, StopRequest
+    from likeness.pipelines.stop import Stopped
 
     panel = _panel(options)
     options.output.mkdir(parents=True, exist_ok=True)
-    with StopRequest(options.output) as stop:
-
-        def step(what: str, done: int, total: int) -> None:
-            _show(what, done, total)
-            stop.check()
-
+    with _listening(options.output) as step:
         found = compare_folders(options.folder, options.reference, panel, options.prompt, options.masks, step)
         sets = None
         if found.complete:
@@ -232,10 +258,9 @@ def run_claims_spl(options: argparse.Namespace) -> int:
 
     _check_people(options)
     settings = ClaimsSettings(options.people, options.population, options.batch, edit=EditSettings(steps=options.steps))
-    found = measure_claims(
-        load_family(options.models or SHIPPED), settings, lambda done, total: _show("edits", done, total),
-        options.output / "people",
-    )  # fmt: skip
+    family = load_family(options.models or SHIPPED)
+    with _listening(options.output) as step:
+        found = measure_claims(family, settings, partial(step, "edits"), options.output / "people")
     return _write_claims(options, claims_report(found, settings), found)
 
 
@@ -244,6 +269,7 @@ def run_claims_idetail(options: argparse.Namespace) -> int:
     from likeness.pipelines.embedded import SHIPPED
     from likeness.pipelines.embedded.family import load_family
     from likeness.pipelines.idetail import claims
+    from likeness.pipelines.stop import StopRequest
 
     _check_people(options)
     models = options.models or SHIPPED
@@ -255,17 +281,15 @@ def run_claims_idetail(options: argparse.Namespace) -> int:
     files: dict[str, Path | None] = {claims.BASE: None}
     for row in rows:
         print(row.name, flush=True)
-        file = claims.train_row(row, settings)
+        file = claims.train_row(row, settings, stop=StopRequest(options.output))
         if file is None:
             return 0
         files[row.name] = file
-    family = load_family(models)
-    found = claims.measure(family, files, settings, lambda done, total: _show("relighting", done, total))
-    more = {}
-    if claims.FULL in files:
-        more = claims.measure_more(
-            family, files[claims.FULL], settings, lambda done, total: _show("several people", done, total)
-        )
+    family, more = load_family(models), {}
+    with _listening(options.output) as step:
+        found = claims.measure(family, files, settings, partial(step, "relighting"))
+        if claims.FULL in files:
+            more = claims.measure_more(family, files[claims.FULL], settings, partial(step, "several people"))
     return _write_claims(options, claims.claims_report(found, more, settings), {**found, **more})
 
 
@@ -284,8 +308,9 @@ def run_adapter_idetail(options: argparse.Namespace) -> int:
         effects=tuple(EFFECTS),
     )  # fmt: skip
     name = "this adapter"
-    found = claims.measure(load_family(models), {claims.BASE: None, name: options.relight}, settings,
-                           lambda done, total: _show("relighting", done, total))  # fmt: skip
+    files, family = {claims.BASE: None, name: options.relight}, load_family(models)
+    with _listening(options.output) as step:
+        found = claims.measure(family, files, settings, partial(step, "relighting"))
     found |= claims.split_by_training(found, name, settings.effects)
     ship({"conv_in": options.conv_in, "relight": options.relight}, options.output, found, settings)
     print((options.output / "README.md").read_text(encoding="utf-8"))
@@ -315,14 +340,15 @@ def run_embedded(options: argparse.Namespace) -> int:
     from likeness.pipelines.embedded.portrait_set import PortraitSet
 
     exports = {name: getattr(options, name) for name in EXPORTS if getattr(options, name)}
-    held_out = PortraitSet(options.held_out).read()
-    figures = (extend_family if options.extend else make_family)(options, exports, held_out)
+    with _listening(options.output or options.measure or options.extend) as step:
+        held_out = PortraitSet(options.held_out).read(partial(step, "held-out portraits"))
+        figures = (extend_family if options.extend else make_family)(options, exports, held_out, step)
     for name, value in figures.items():
         print(f"{name:60} {value:.4f}")
     return 0
 
 
-def make_family(options: argparse.Namespace, exports: dict[str, Path], held_out) -> dict[str, float]:
+def make_family(options: argparse.Namespace, exports: dict[str, Path], held_out, step: Callable) -> dict[str, float]:
     """Put a family together, or take one that is there, and measure all of it."""
     from likeness.pipelines.embedded.family import assemble
 
@@ -331,7 +357,7 @@ def make_family(options: argparse.Namespace, exports: dict[str, Path], held_out)
         assemble(options.output, exports)
     elif exports:
         raise ValueError("--measure takes the models of that folder: leave the exports out, or give --output.")
-    return _measure_all(options.output or options.measure, judge, options, held_out)
+    return _measure_all(options.output or options.measure, judge, options, held_out, step)
 
 
 def _judge(options: argparse.Namespace, held_out):
@@ -345,14 +371,14 @@ def _judge(options: argparse.Namespace, held_out):
     return load_judge(options.judge / "judge")
 
 
-def _measure_all(folder: Path, judge, options: argparse.Namespace, held_out) -> dict[str, float]:
+def _measure_all(folder: Path, judge, options: argparse.Namespace, held_out, step: Callable) -> dict[str, float]:
     """All figures of a family, which its card then tells."""
     from likeness.pipelines.embedded.card import write_card
     from likeness.pipelines.embedded.family import load_family
     from likeness.pipelines.embedded.measure import measure_family
 
     figures = measure_family(
-        load_family(folder), judge, held_out, options.generated, options.guidance_scale, options.steps, _show
+        load_family(folder), judge, held_out, options.generated, options.guidance_scale, options.steps, step
     )
     settings = {"held_out": f"{len(held_out)} portraits", "generated": f"{options.generated} pictures",
                 "guidance_scale": options.guidance_scale, "steps": options.steps}  # fmt: skip
@@ -360,7 +386,7 @@ def _measure_all(folder: Path, judge, options: argparse.Namespace, held_out) -> 
     return figures
 
 
-def extend_family(options: argparse.Namespace, exports: dict[str, Path], held_out) -> dict[str, float]:
+def extend_family(options: argparse.Namespace, exports: dict[str, Path], held_out, step: Callable) -> dict[str, float]:
     """Put models into a family that no other model stands on, and measure these; with a new decoder all of it."""
     from likeness.pipelines.embedded.card import read_figures, write_card
     from likeness.pipelines.embedded.family import extend, load_family
@@ -369,10 +395,10 @@ def extend_family(options: argparse.Namespace, exports: dict[str, Path], held_ou
     if "autoencoder" in exports:
         judge = _judge(options, held_out)
         extend(options.extend, exports)
-        return _measure_all(options.extend, judge, options, held_out)
+        return _measure_all(options.extend, judge, options, held_out, step)
     figures, settings = read_figures(options.extend, f"{len(held_out)} portraits")
     extend(options.extend, exports)
-    figures |= measure_faces(load_family(options.extend), held_out, _show)
+    figures |= measure_faces(load_family(options.extend), held_out, step)
     write_card(options.extend, figures, settings)
     return figures
 

@@ -9,8 +9,9 @@
 train   does all that check does, then trains. The same command again goes on from the newest good checkpoint.
         Ctrl-C, SIGTERM or a file OUTPUT/STOP: saves and ends with 0; a second signal ends at once. (accelerate's
         launcher itself ends with 1 after a signal; with it, use the file.)
-check   decodes every file, looks for captions, sizes and duplicates, estimates the disk, makes one trial step at the
-        largest size, one validation and one save; trains nothing.
+check   decodes every file of a folder (pictures of a data set are left to `dataset_cli.py verify`), looks for captions,
+        sizes and duplicates, estimates the disk, makes one trial step at the largest size, one validation and one save;
+        trains nothing.
 export  writes the file that a user loads, from any checkpoint that is kept; settings such as --export-dtype may differ
         from those of the run.
 

@@ -29,7 +29,7 @@ import comfyui_server
 import environment
 import pack
 
-MODULES = ("huggingface_hub", "tqdm", "numpy")
+MODULES = ("torch", "safetensors", "huggingface_hub", "tqdm", "numpy")
 
 
 def main(arguments: list[str]) -> int:

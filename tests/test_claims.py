@@ -1,11 +1,15 @@
 """The re-run claims of SPL: rival losses, intervals, and rows that differ in their losses alone."""
 
 import math
+import os
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from comfyui_environment import load_script
 from likeness.pipelines.embedded.family import load_family
 from likeness.pipelines.evaluation.claims import interval
 from likeness.pipelines.portraits import render
@@ -29,7 +33,10 @@ from likeness.pipelines.spl.claims import (
 from likeness.pipelines.spl.edit_pipeline import EditSettings
 from likeness.pipelines.spl.embedded import pipeline_of
 from likeness.pipelines.spl.guidance import StructureGuidance
+from likeness.pipelines.training import CheckpointError, TrainingError
 
+for name in ("environment", "pack"):  # the script imports these by name
+    load_script(name)
 pytestmark = pytest.mark.usefixtures("one_thread")
 # A third of the iterations: rows have to differ, not to be good.
 SMALL = ClaimsSettings(
@@ -146,3 +153,68 @@ def test_a_whole_run_scores_every_row_and_says_what_holds(family, tmp_path, monk
     (tmp_path / "people_0_2.safetensors").write_bytes(b"damaged")
     measure_claims(family, SMALL, kept=tmp_path)
     assert measured[2:] == [range(0, 2)]
+
+
+# ---- the command
+
+
+# What measures, and what the command says when it was stopped.
+MEASURED = {
+    "claims spl": ("spl.claims.measure_claims", "the same command goes on"),
+    "claims idetail": ("idetail.claims.measure", "the same command goes on"),
+    "adapter idetail": ("idetail.claims.measure", "nothing is written"),
+    "embedded": ("embedded.measure.measure_family", "no figures are written"),
+}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs a command of ``evaluate_cli`` with ``measure`` in place of what takes long; the rest of its work is none."""
+    script, root = load_script("evaluate_cli"), "likeness.pipelines"
+    nobody = SimpleNamespace(read=lambda step: [])
+    monkeypatch.setattr(f"{root}.idetail.claims.train_row", lambda row, settings, stop: tmp_path / "relight")
+    monkeypatch.setattr(f"{root}.embedded.portrait_set.PortraitSet", lambda folder: nobody)
+    monkeypatch.setattr(f"{root}.embedded.family.load_family", lambda folder: None)
+    monkeypatch.setattr(script, "_judge", lambda options, held_out: None)
+    needed = {
+        "claims spl": [],
+        "claims idetail": ["--data", "data", "--conv-in", "conv"],
+        "adapter idetail": ["--conv-in", "conv", "--relight", "relight"],
+        "embedded": ["--held-out", "data", "--measure"],
+    }
+
+    def run(name: str, measure) -> int:
+        monkeypatch.setattr(f"{root}.{MEASURED[name][0]}", measure)
+        place = [str(tmp_path)] if name == "embedded" else ["--output", str(tmp_path)]
+        return script.main([*name.split(), *needed[name], *place])
+
+    return run
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("how", ["SIGINT", "STOP"])
+def test_a_stop_ends_what_measures_with_0_and_says_what_is_kept(command, tmp_path, capsys, name, how):
+    def measure(*given):
+        step = next(part for part in given if callable(part))
+        if how == "SIGINT":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            (tmp_path / "STOP").touch()
+        step(*["edits"][: name == "embedded"], 1, 2)
+        pytest.fail("the stop was not heard")
+
+    assert command(name, measure) == 0
+    told = capsys.readouterr().err
+    assert f"evaluate_cli: stopped by {'SIGINT' if how == 'SIGINT' else 'the file'}" in told
+    assert MEASURED[name][1] in told
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and not (tmp_path / "STOP").exists()
+
+
+@pytest.mark.parametrize("error", [TrainingError, CheckpointError, KeyboardInterrupt])
+def test_errors_of_training_are_told_and_an_interrupt_before_anything_listens_is_a_stop(command, capsys, error):
+    def measure(*given):
+        raise error("mend this") if error is not KeyboardInterrupt else error
+
+    assert command("claims idetail", measure) == (error is not KeyboardInterrupt)
+    expected = "stopped by SIGINT" if error is KeyboardInterrupt else "evaluate_cli: mend this"
+    assert expected in capsys.readouterr().err

@@ -16,6 +16,7 @@ from likeness.pipelines.files import (
     atomic_folder,
     process_is_alive,
     remove_leftovers,
+    sampled_checksum,
     sha256_of_file,
     write_json,
 )
@@ -77,6 +78,19 @@ def test_checksums_and_json(tmp_path):
     content = (tmp_path / "a.json").read_bytes()
     assert content.decode() == '{\n  "name": "Zoë"\n}\n'
     assert sha256_of_file(tmp_path / "a.json") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_sampled_checksum_sees_size_ends_and_what_differs_everywhere(tmp_path):
+    path, content = tmp_path / "weights", bytes(range(256)) * 400
+
+    def of(data: bytes) -> str:
+        path.write_bytes(data)
+        return sampled_checksum(path, blocks=10, length=64)
+
+    assert of(content) == of(content)
+    other = bytes(byte ^ 1 for byte in content)
+    found = [of(content), of(content + b"0"), of(b"0" + content[1:]), of(content[:-1] + b"0"), of(other)]
+    assert len({*found, of(content[:600]), of(content[:599] + b"0")}) == 7
 
 
 def test_signals_and_the_stop_file_are_heard_only_inside_the_block(tmp_path):

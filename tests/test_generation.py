@@ -499,10 +499,26 @@ def test_an_item_without_attempts_left_fails_its_shard_alone(tmp_path):
     assert state.finished == [0, 2]
     assert list(state.failed) == [1]
     assert "item 5 was rejected 3 times (3 x never good enough (--flaw))" in state.failed[1]
-    assert "--max-attempts" in state.failed[1]
+    assert "--max-attempts" in state.failed[1] and "--partial" in state.failed[1]
     assert "shard 1 failed: item 5" in state.summary()
     assert not list(tmp_path.glob("*.lease"))
     assert not list(tmp_path.glob(".part-*"))
+
+
+@pytest.mark.parametrize("shard_size", [1, 4, 5])
+def test_a_shard_is_finished_without_the_items_that_there_are_not(tmp_path, shard_size):
+    dataset = make(tmp_path, tiles(rejects=0.0, flaw="absent"), shard_size=shard_size)
+    state = Survey(dataset, 60).look()
+    assert (state.complete, state.kept, state.absent) == (True, 9, 1)
+    assert "absent   1: there is nothing to make" in state.summary() and "1  no such tile (--flaw)" in state.summary()
+    assert verify_dataset(dataset) == {}
+    keys = [item["__key__"] for item in DatasetReader(tmp_path)]
+    assert keys == [f"{number:09d}" for number in range(10) if number != 5]
+    before = contents(tmp_path)
+    make(tmp_path, tiles(rejects=0.0, flaw="absent"), shard_size=shard_size, total=11)
+    grown = contents(tmp_path)
+    assert all(grown[name] == content for name, content in before.items() if "00000" in name)
+    assert len(DatasetReader(tmp_path)) == 10
 
 
 def test_a_recipe_that_raises_is_tried_by_three_workers_and_then_given_up_with_its_error(tmp_path):
@@ -655,6 +671,16 @@ def test_reader_agrees_with_tarfile_in_any_order(tmp_path):
     assert [item["__key__"] for item in reader] == sorted(truth)
     with pytest.raises(IndexError):
         reader[10]
+
+
+def test_a_damaged_item_is_told_with_the_mend(tmp_path):
+    dataset = make(tmp_path)
+    offset, size = json.loads(dataset.sidecar(1).read_text())["items"]["000000005"]["png"]
+    spoil(dataset.tar(1), offset + size // 2)
+    reader = DatasetReader(tmp_path)
+    assert set(reader.files(5, only=("txt", "mask.png"))) == {"txt", "mask.png"}
+    with pytest.raises(DatasetError, match=r"png of item 000000005 is damaged \(.*verify .* --repair, then generate"):
+        reader[5]
 
 
 def test_webdataset_reads_the_shards(tmp_path):

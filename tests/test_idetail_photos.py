@@ -6,14 +6,28 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_environment import load_script
+from likeness.pipelines.configuration import build_section
 from likeness.pipelines.faces import find_faces
-from likeness.pipelines.generation import DatasetReader, Rejected
+from likeness.pipelines.generation import (
+    Absent,
+    DatasetReader,
+    DatasetSettings,
+    Job,
+    Rejected,
+    Survey,
+    prepare_dataset,
+    verify_dataset,
+)
+from likeness.pipelines.generation.worker import work
+from likeness.pipelines.idetail import photo_data
 from likeness.pipelines.idetail.photo_data import PROMPTS, IdetailPhotos, PhotoSettings
 from likeness.pipelines.idetail.prompts import INPUT_PROMPTS, TARGET_PROMPTS
 from likeness.pipelines.idetail.restoration import RestorationSettings, restore_detail
 from likeness.pipelines.idetail.takes import INPUT, ORIGINAL, TARGET, Takes
+from likeness.pipelines.idetail.task import TrainConvIn
 from likeness.pipelines.images import load_image, save_image
 from likeness.pipelines.masks import face_masks
+from likeness.pipelines.stop import StopRequest
 from tiny_instantid import write_models
 
 for name in ("environment", "comfyui_server", "pack"):  # the script imports these by name
@@ -99,8 +113,45 @@ def test_photos_without_a_face_are_passed_over_and_said(folders, caplog):
     assert item(recipe, 67)["json"]["photo"] == "more/d_ben.png"
     assert "a_black.png is passed over: no face is found in it" in caplog.text
     assert "b_broken.png is passed over: " in caplog.text
-    with pytest.raises(Rejected, match=r"fewer photos show a face than people are asked for \(--total, --photos\)"):
+    with pytest.raises(Absent, match=r"fewer photos show a face than there are photos \(--photos\)"):
         item(recipe, 2 * 67)
+
+
+def test_photos_without_a_face_do_not_keep_a_data_set_from_being_finished(folders, tmp_path, monkeypatch):
+    """Two of four photos show nobody, and no total is asked for."""
+    monkeypatch.setattr(photo_data, "PROMPTS", PROMPTS[:2])
+    recipe = made_with(folders)
+    dataset = prepare_dataset(tmp_path, recipe, DatasetSettings(shard_size=3))
+    work(dataset, recipe, Job(str(tmp_path), {}, dataset.fingerprint), StopRequest())
+    state = Survey(dataset, 60).look()
+    assert (dataset.total, state.complete, state.kept, state.absent) == (8, True, 4, 4)
+    assert "4  fewer photos show a face than there are photos (--photos)" in state.summary()
+    takes = Takes(tmp_path)
+    takes.read()
+    assert [take.person for take in takes.list] == ["0", "0", "1", "1"]
+    assert verify_dataset(dataset) == {}
+
+
+def test_a_person_who_cannot_be_drawn_costs_its_own_shard_alone(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(photo_data, "PROMPTS", PROMPTS[:2])
+    recipe = made_with(folders)
+    judged = recipe._judged
+
+    def never_anna(subject, picture):
+        if recipe._current[0] == 0:
+            raise Rejected("face of the output not similar enough (--min-similarity)")
+        return judged(subject, picture)
+
+    monkeypatch.setattr(recipe, "_judged", never_anna)
+    dataset = prepare_dataset(tmp_path, recipe, DatasetSettings(shard_size=2))
+    work(dataset, recipe, Job(str(tmp_path), {}, dataset.fingerprint, max_attempts=2), StopRequest())
+    assert "do without this shard (--partial)" in Survey(dataset, 60).look().failed[0]
+    with pytest.raises(ValueError, match="1 of 4 shards are not finished .* take the finished ones with --partial"):
+        Takes(tmp_path)
+    settings = {"data": tmp_path, "model": folders[2]}
+    takes = TrainConvIn(build_section(TrainConvIn.Settings, {**settings, "partial": True}, "task")).open(tmp_path)
+    takes.read()
+    assert [take.person for take in takes.list] == ["1", "1"]
 
 
 def test_an_item_is_a_function_of_its_seed(folders, recipe):
@@ -174,6 +225,13 @@ def test_other_photos_or_weights_are_another_data_set(folders, recipe, tmp_path)
         assert made_with(folders).inputs != recipe.inputs
     finally:
         extra.unlink()
+    unet = base / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = unet.read_bytes()
+    unet.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # another model of the same shape
+    try:
+        assert made_with(folders).inputs != recipe.inputs
+    finally:
+        unet.write_bytes(whole)
     index = json.loads((base / "model_index.json").read_text())
     (base / "model_index.json").write_text(json.dumps(index, indent=8))
     assert made_with(folders).inputs != recipe.inputs

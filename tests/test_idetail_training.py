@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from likeness.pipelines.idetail.prompts import INPUT_PROMPTS
 from likeness.pipelines.idetail.takes import INPUT, ORIGINAL, TARGET, Takes, fitted
 from likeness.pipelines.idetail.task import TrainConvIn, TrainRelight
 from likeness.pipelines.idetail.world import IdetailPortraits, WorldSettings, in_light, original
-from likeness.pipelines.images import save_image
+from likeness.pipelines.images import load_image, save_image
 from likeness.pipelines.portraits import render
 from likeness.pipelines.training import BatchRandom, settings_class
 from likeness.pipelines.training.cache import TensorCache, fill_cache
@@ -232,6 +233,50 @@ def test_stage_one_also_learns_from_a_folder_of_captioned_pictures(world, tmp_pa
     cli("train_cli", "train", "idetail-conv-in", "--model", world / "base", "--data", tmp_path / "photos", *TRAIN,
         "--output", tmp_path / "run", "--steps", 1)  # fmt: skip
     assert read_adapter(tmp_path / "run" / "made.safetensors")[0]
+
+
+def test_pictures_of_all_shapes_are_shown_side_by_side(world, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, height in enumerate((40, 24)):
+        picture = render(original(0, number), 40).image[0, :, :height]
+        save_image(picture, tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text("a studio portrait of a <c>")
+    cli("train_cli", "train", "idetail-conv-in", "--model", world / "base", "--data", tmp_path / "photos", *TRAIN,
+        "--validation-pairs", 2, "--output", tmp_path / "run", "--steps", 1)  # fmt: skip
+    row = load_image(tmp_path / "run" / "samples" / "step-00000001.png")
+    assert row.shape[-2:] == (32, 3 * 32 + 3 * 40)
+    assert not row[..., 24:, 96:].any() and row[..., :24, 96:].any()
+
+
+def spoilt(data: Path, key: str, extension: str, position: int) -> None:
+    """Turns some bytes of a file in a data set's first shard into others."""
+    offset, _ = json.loads((data / "shard-00000.json").read_text())["items"][key][extension]
+    tar = bytearray((data / "shard-00000.tar").read_bytes())
+    tar[offset + position : offset + position + 20] = b"\xff" * 20
+    (data / "shard-00000.tar").write_bytes(tar)
+
+
+def test_damaged_items_are_named_with_the_mend_and_can_be_left_out(world, tmp_path, capsys):
+    shutil.copytree(world / "data", tmp_path / "data")
+    command = ("--model", world / "base", "--data", tmp_path / "data", *TRAIN, "--output", tmp_path / "run",
+               "--steps", 1)  # fmt: skip
+
+    def train(*more) -> tuple[int, str]:
+        code = load_script("train_cli").main(["train", "idetail-conv-in", *map(str, (*command, *more))])
+        return code, "".join(capsys.readouterr())
+
+    spoilt(tmp_path / "data", "000000005", "png", 60)  # its head is whole, so it is found when it is encoded
+    code, told = train()
+    assert code == 1 and "png of item 000000005 is damaged (" in told
+    assert f"dataset_cli.py verify {tmp_path / 'data'} --repair" in told and "with --skip-bad" in told
+    spoilt(tmp_path / "data", "000000006", "png", 0)
+    spoilt(tmp_path / "data", "000000007", "json", 0)
+    code, told = train()
+    assert code == 1 and "2 problems in the data" in told
+    assert "png of item 000000006 is damaged (it does not begin as a PNG)" in told
+    assert "json of item 000000007 is damaged (" in told
+    code, told = train("--skip-bad")
+    assert code == 0 and "18 examples" in told
 
 
 # ---- relighting

@@ -3,10 +3,12 @@
 import ast
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from comfyui_environment import load_script
 from likeness.pipelines.weights.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,40 @@ def test_arrows_point_one_way(path):
         elif inside[0] == "pipelines" and len(inside) > 2:
             target = module.split(".")[0] if level == 2 else inside[1]
             assert target == inside[1] or target not in METHODS, f"{inside[1]} imports the method {target}"
+
+
+# Imports whatever a script may import of the pack, and prints what those files import of others.
+ASKED = """
+import ast, builtins, importlib, sys
+root, script = sys.argv[1:]
+sys.path.insert(0, root + "/nodes")
+asked, plain = set(), builtins.__import__
+
+def watched(name, globals=None, locals=None, fromlist=(), level=0):
+    if level == 0 and str((globals or {}).get("__file__", "")).startswith(root):
+        asked.add(name.split(".")[0])
+    return plain(name, globals, locals, fromlist, level)
+
+builtins.__import__ = watched
+module = importlib.import_module(script)
+module.pack.load_pack()
+for node in ast.walk(ast.parse(open(module.__file__, encoding="utf-8").read())):
+    if isinstance(node, ast.ImportFrom) and node.module.startswith("likeness"):
+        importlib.import_module(node.module)
+for name in ("list_recipes", "list_tasks"):
+    if hasattr(module, name):
+        getattr(module, name)(*[None] * getattr(module, name).__code__.co_argcount)
+print("asked:", *sorted(asked - set(sys.stdlib_module_names)))
+"""
+
+
+@pytest.mark.parametrize("script", ["dataset_cli", "evaluate_cli", "train_cli", "weights_cli"])
+def test_a_script_sets_up_all_that_it_imports(script):
+    run = subprocess.run([sys.executable, "-c", ASKED, str(ROOT), script], capture_output=True, text=True, check=True)
+    asked = set(run.stdout.rpartition("asked:")[2].split()) - {"likeness", *(name[:-3] for name in SCRIPTS)}
+    for name in ("environment", "comfyui_server", "pack"):  # the script imports these by name
+        load_script(name)
+    assert "torch" in asked and not asked - set(load_script(script).MODULES)
 
 
 def test_pack_imports_without_comfyui_and_without_anything_else():

@@ -31,6 +31,7 @@ from likeness.pipelines.training import (
 )
 from likeness.pipelines.training import checkpoints as checkpoints_module
 from likeness.pipelines.training.lora_task import LoraFineTune
+from likeness.pipelines.training.processes import Processes
 from safetensors.torch import load_file
 from tiny_base import make_pipeline
 from tiny_training import steps_noted, tiny_settings, tiny_trainer, train_in_child, write_portraits
@@ -420,6 +421,25 @@ def test_the_validation_is_the_same_each_time_and_shows_the_averaged_weights(wor
     assert events
 
 
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_validation_that_fails_costs_no_step(world, straight, tmp_path, step):
+    """At a step that is saved, too, and at the last one."""
+
+    class Fails(LoraFineTune):
+        def validate(self, network, steps, seed, check_stop):
+            if steps is None:
+                raise RuntimeError("no picture today")
+            return super().validate(network, steps, seed, check_stop)
+
+    settings = tiny_settings(world, tmp_path / "run", report__validate_every=step)
+    with pytest.raises(RuntimeError, match="no picture today"):
+        Trainer(Fails(settings.task, 3), settings, say=lambda text: None).run()
+    assert newest(tmp_path / "run").step == step
+    run(world, tmp_path / "run")
+    assert_same_training(newest(tmp_path / "run"), newest(straight))
+    assert (tmp_path / "run" / "likeness.safetensors").is_file()
+
+
 @pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_the_loss_falls_when_eight_portraits_are_overfitted(family, tmp_path):
     """The same noise at the same levels before and after 300 steps."""
@@ -615,6 +635,15 @@ def test_mistakes_on_the_command_line_are_answered_with_the_mend(world, tmp_path
 def test_mistakes_at_export_are_answered_with_the_mend(straight, capfd, words, message):
     code, error = command(capfd, "export", str(straight), *words)
     assert code == 1 and re.search(message, error), error
+
+
+def test_machines_that_do_not_share_the_output_are_told(world, straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "all_of", lambda self, items: [*items, 4])
+    with pytest.raises(TrainingError, match=r"different steps \(0, 4\) in .*run: give an --output on a disk that all"):
+        run(world, tmp_path / "run")
+    shutil.copytree(straight, tmp_path / "other")
+    with pytest.raises(TrainingError, match=r"different steps \(4, 8\)"):
+        run(world, tmp_path / "other")
 
 
 def test_going_beyond_the_last_step_backwards_is_refused(world, straight):

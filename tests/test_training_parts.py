@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from likeness.pipelines.generation import DatasetReader, DatasetSettings, Job, export_folder, prepare_dataset
+from likeness.pipelines.generation.worker import work
+from likeness.pipelines.stop import StopRequest
 from likeness.pipelines.training import BatchRandom, Source
 from likeness.pipelines.training.cache import TensorCache, fill_cache
 from likeness.pipelines.training.diffusion import diffusion_loss, diffusion_target, min_snr_weights
@@ -21,6 +24,7 @@ from likeness.pipelines.training.optimisation import learning_rate
 from likeness.pipelines.training.order import Order, share
 from likeness.pipelines.training.settings import OptimizerSettings
 from PIL import Image
+from tile_recipes import Tiles, TilesSettings
 from tiny_base import make_pipeline
 from tiny_training import tiny_settings, write_portraits
 from torch import nn
@@ -173,6 +177,18 @@ def test_everything_wrong_in_a_folder_is_found_at_once(tmp_path):
                         "copy.png": None}  # fmt: skip
     assert any("copy.png is the same file as" in warning for warning in found.warnings)
     assert any("lonely.txt has no picture" in warning for warning in found.warnings)
+
+
+def test_an_exported_data_set_is_a_folder_to_train_on(tmp_path):
+    recipe = Tiles(TilesSettings())
+    dataset = prepare_dataset(tmp_path / "set", recipe, DatasetSettings(total=3))
+    work(dataset, recipe, Job(str(tmp_path / "set"), {}, dataset.fingerprint), StopRequest())
+    export_folder(DatasetReader(tmp_path / "set"), tmp_path / "plain")
+    found = scan_folder(tmp_path / "plain")
+    assert (found.errors, found.warnings) == ([], [])
+    captions = {picture.path.name: picture.caption for picture in found.pictures}
+    assert captions == {f"{item['__key__']}.png": item["txt"] for item in DatasetReader(tmp_path / "set")}
+    assert (tmp_path / "plain" / "mask" / "000000000.png").is_file()
 
 
 def test_pictures_without_caption_are_errors_unless_that_is_meant(tmp_path):

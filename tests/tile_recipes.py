@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from likeness.pipelines.configuration import option
-from likeness.pipelines.generation import Rejected
+from likeness.pipelines.generation import Absent, Rejected
 
+FLAWS = ("none", "reject", "absent", "raise", "full", "kill", "hang")
 COLORS, SHAPES = ("red", "green", "blue"), ("plain", "striped")
 
 
@@ -25,7 +26,7 @@ class TilesSettings:
     rejects: float = option(0.3, "part of the attempts that is rejected", minimum=0, maximum=1)
     seconds: float = option(0.0, "time an attempt takes")
     bulk: int = option(0, "bytes of padding in every item")
-    flaw: str = option("none", "what goes wrong at item 5", choices=("none", "reject", "raise", "full", "kill", "hang"))
+    flaw: str = option("none", "what goes wrong at item 5", choices=FLAWS)
     notes: Path | None = option(None, "a path, which does not count")
     places: tuple[Path, ...] = option((), "paths, which do not count")
 
@@ -60,6 +61,8 @@ class Tiles:
     def _show_flaw(self) -> None:
         if self.settings.flaw == "reject":
             raise Rejected("never good enough (--flaw)")
+        if self.settings.flaw == "absent":
+            raise Absent("no such tile (--flaw)")
         if self.settings.flaw == "raise":
             raise RuntimeError("item 5 is beyond me")
         if self.settings.flaw == "full":

@@ -14,7 +14,6 @@ from torch.nn.functional import max_pool2d, pad
 from ..configuration import option
 from ..files import atomic_folder
 from ..generation.reader import DatasetReader
-from ..generation.recipe import decode
 from ..training.task import Example, Scan, Source
 
 SIDE = 128  # pixels of the portraits
@@ -66,17 +65,16 @@ class PortraitSet:
     def read(self, progress: Callable[[int, int], None] = lambda done, total: None) -> "PortraitSet":
         """Read all captions and truth; ``progress(done, total)`` may raise to stop."""
         for index in range(len(self.captions), len(self)):
-            key, files = self.reader.read_bytes(index)
-            self.keys.append(key)
-            self.captions.append(decode("txt", files["txt"]))
-            self.truth.append(decode("json", files["json"]))
+            files = self.reader.files(index, only=("txt", "json"))
+            self.keys.append(self.reader.key(index))
+            self.captions.append(files["txt"])
+            self.truth.append(files["json"])
             progress(index + 1, len(self))
         return self
 
     def picture(self, index: int) -> Tensor:
-        """[3, H, W] in -1..1."""
-        _, files = self.reader.read_bytes(index)
-        return decode("png", files["png"]) * 2 - 1
+        """[3, H, W] in -1..1. Raises ``ValueError`` for one that is damaged."""
+        return self.reader.files(index, only=("png",))["png"] * 2 - 1
 
     def pictures(self, indices) -> Tensor:
         """[B, 3, H, W] in -1..1."""

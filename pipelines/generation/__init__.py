@@ -16,12 +16,13 @@ from .dataset import Dataset, DatasetError, DatasetSettings, open_dataset, prepa
 from .engine import RunSettings, generate
 from .export import export_folder
 from .reader import DatasetReader
-from .recipe import Content, Recipe, Rejected
+from .recipe import Absent, Content, Recipe, Rejected
 from .survey import Survey
 from .verify import verify_dataset
 from .worker import Job, WorkerScript, worker_main
 
 __all__ = [
+    "Absent",
     "Content",
     "Dataset",
     "DatasetError",

@@ -61,6 +61,10 @@ class Dataset:
         first = shard * self.shard_size
         return range(first, min(first + self.shard_size, self.total))
 
+    def keys(self, shard: int, sidecar: dict) -> list[str]:
+        """The names of the shard's items, but for those that its sidecar says are absent."""
+        return [key for key in map(key_of, self.items(shard)) if key not in sidecar["absent"]]
+
     def tar(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.tar"
 
@@ -73,14 +77,15 @@ class Dataset:
     def finished(self, shard: int) -> dict | None:
         """The sidecar of a finished shard; None if there is none, or it is of fewer items than asked for now.
 
-        It may be of more: then the data set has grown since this object was made.
+        It may be of more: then the data set has grown since this object was made. Items that it says are absent, for
+        there is nothing to make of them, count as made.
         """
         try:
             content = read_sidecar(self.sidecar(shard))
             size = self.tar(shard).stat().st_size
         except (OSError, ValueError):
             return None
-        keys = [key_of(item) for item in self.items(shard)]
+        keys = self.keys(shard, content)
         fits = content["fingerprint"] == self.fingerprint and size == content["tar"]["bytes"]
         return content if fits and list(content["items"])[: len(keys)] == keys else None
 

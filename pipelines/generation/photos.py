@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import sampled_checksum
 from ..images import IMAGE_EXTENSIONS
 
 
@@ -22,7 +23,14 @@ def find_photos(folder: Path) -> list[Path]:
 
 
 def digest_of(folder: Path, files: Sequence[Path]) -> str:
-    """Names, those below ``folder`` with their folders, and sizes: they tell files apart well enough, and quickly."""
-    names = [file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name for file in files]
-    lines = [f"{name} {file.stat().st_size}" for name, file in zip(names, files, strict=True)]
+    """What tells ``files`` from others, quickly: of those below ``folder`` path and size, which do for photos.
+
+    Of others, which are weights, name and ``sampled_checksum``: models of one shape have all names and sizes in common.
+    """
+    lines = [
+        f"{file.relative_to(folder).as_posix()} {file.stat().st_size}"
+        if file.is_relative_to(folder)
+        else f"{file.name} {sampled_checksum(file)}"
+        for file in files
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

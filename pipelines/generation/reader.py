@@ -7,7 +7,7 @@ a trainer can draw items in any order.
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from .dataset import DatasetError, key_of, open_dataset
+from .dataset import DatasetError, open_dataset
 from .recipe import decode
 
 
@@ -28,12 +28,11 @@ class DatasetReader:
                 unfinished.append(shard)
             else:
                 tar = self.dataset.tar(shard)
-                keys = map(key_of, self.dataset.items(shard))
-                self._places += [(tar, key, sidecar["items"][key]) for key in keys]
+                self._places += [(tar, key, sidecar["items"][key]) for key in self.dataset.keys(shard, sidecar)]
         if unfinished and not partial:
             raise DatasetError(
                 f"{folder}: {len(unfinished)} of {len(self.dataset.shards)} shards are not finished (the first is "
-                f"{unfinished[0]}): run generate again, or read what is there with partial."
+                f"{unfinished[0]}): run generate again, or take the finished ones with --partial."
             )
 
     def __len__(self) -> int:
@@ -43,8 +42,31 @@ class DatasetReader:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict:
-        key, files = self.read_bytes(index)
-        return {"__key__": key, **{extension: decode(extension, data) for extension, data in files.items()}}
+        return {"__key__": self.key(index), **self.files(index)}
+
+    def key(self, index: int) -> str:
+        """The name of an item."""
+        return self._places[index][1]
+
+    def files(self, index: int, only: Container[str] | None = None) -> dict:
+        """The decoded files of an item by extension, all or only some.
+
+        Raises ``DatasetError`` for one that is damaged.
+        """
+        key, files = self.read_bytes(index, only)
+        return {extension: self._decoded(key, extension, data) for extension, data in files.items()}
+
+    def _decoded(self, key: str, extension: str, data: bytes):
+        try:
+            return decode(extension, data)
+        except Exception as error:  # each format's reader has its own ways to fail
+            raise self.damage(key, extension, f"{type(error).__name__}: {error}") from error
+
+    def damage(self, key: str, extension: str, reason: str) -> DatasetError:
+        """The error for a file that is not what was written, with the mend."""
+        folder = self.dataset.folder
+        return DatasetError(f"{folder}: {extension} of item {key} is damaged ({reason}). To mend it: python "
+                            f"nodes/dataset_cli.py verify {folder} --repair, then generate again.")  # fmt: skip
 
     def read_bytes(
         self, index: int, only: Container[str] | None = None, most: int | None = None

@@ -26,6 +26,13 @@ class Rejected(Exception):
     """
 
 
+class Absent(Exception):
+    """There is no such item, whatever the seed: its shard is finished without it.
+
+    For a recipe that cannot tell its ``count`` before it has looked closely. The message is the reason, as above.
+    """
+
+
 class Recipe(Protocol):
     """How to make one item of a data set.
 
@@ -48,7 +55,8 @@ class Recipe(Protocol):
         """What to make as item number ``item``, fit for JSON; ``seed`` is another one at each attempt."""
 
     def make(self, parameters: dict, seed: int) -> dict[str, Content]:
-        """The files of one item by extension ("png", "source.png", "txt", "json", "npz"), or raise ``Rejected``."""
+        """The files of one item by extension ("png", "source.png", "txt", "json", "npz"), or raise ``Rejected``,
+        or ``Absent``."""
 
 
 def encode(extension: str, content: Content) -> bytes:

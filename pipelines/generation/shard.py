@@ -9,7 +9,7 @@ from pathlib import Path
 from ..files import TEMPORARY_PREFIX, atomic_file, sha256_of_file, write_json
 from ..randomness import seed_of
 from .dataset import Dataset, key_of
-from .recipe import EXTENSION, Recipe, Rejected, encode
+from .recipe import EXTENSION, Absent, Recipe, Rejected, encode
 
 
 class RecipeFailed(Exception):
@@ -33,23 +33,32 @@ def make_shard(
     ``on_attempt(item, rejects so far)`` is called before every attempt and may raise to stop, ``before_publishing``
     before the files get their names. Raises ``OutOfAttempts``, ``DiskFullError``, ``RecipeFailed``.
     """
-    tar_path, rejects, index = dataset.tar(shard), [], {}
+    tar_path, rejects, index, absent = dataset.tar(shard), [], {}, []
     _remove_leftovers(tar_path)
     with atomic_file(tar_path) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for item in dataset.items(shard):
                 files = _make_item(dataset, item, recipe, max_attempts, rejects, on_attempt)
-                index[key_of(item)] = _add_item(tar, key_of(item), files)
+                if files is None:
+                    absent.append(key_of(item))
+                else:
+                    index[key_of(item)] = _add_item(tar, key_of(item), files)
         before_publishing()
         facts = {"name": tar_path.name, "bytes": temporary.stat().st_size, "sha256": sha256_of_file(temporary)}
         # A shard that grows has a sidecar already, which must not outlive the tar file it describes.
         dataset.sidecar(shard).unlink(missing_ok=True)
     sidecar = {"fingerprint": dataset.fingerprint, "tar": facts, "kept": len(index), "rejected": len(rejects)}
-    write_json(dataset.sidecar(shard), {**sidecar, "rejects": rejects, "items": index})
+    lacks = {"absent": absent} if absent else {}
+    write_json(dataset.sidecar(shard), {**sidecar, **lacks, "rejects": rejects, "items": index})
 
 
-def _make_item(dataset: Dataset, item: int, recipe: Recipe, max_attempts: int, rejects: list, on_attempt) -> dict:
-    """The encoded files of an item by extension; every item has a "json" that tells how to make it again."""
+def _make_item(
+    dataset: Dataset, item: int, recipe: Recipe, max_attempts: int, rejects: list, on_attempt
+) -> dict[str, bytes] | None:
+    """The encoded files of an item by extension, None where there is no such item.
+
+    Every item has a "json" that tells how to make it again.
+    """
     reasons = Counter()
     for attempt in range(max_attempts):
         on_attempt(item, len(rejects))
@@ -58,12 +67,15 @@ def _make_item(dataset: Dataset, item: int, recipe: Recipe, max_attempts: int, r
         except Rejected as rejected:
             reasons[str(rejected)] += 1
             rejects.append({"item": item, "attempt": attempt, "reason": str(rejected)})
+        except Absent as absent:
+            rejects.append({"item": item, "attempt": attempt, "reason": str(absent)})
+            return None
         except Exception as error:
             raise RecipeFailed(f"item {item}, attempt {attempt}") from error
     tally = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     raise OutOfAttempts(
         f"item {item} was rejected {max_attempts} times ({tally}). Start again with a larger --max-attempts; or begin "
-        "a new folder with looser settings, those that the reasons name."
+        "a new folder with looser settings, those that the reasons name; or do without this shard (--partial)."
     )
 
 

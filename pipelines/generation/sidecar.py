@@ -36,6 +36,8 @@ def read_sidecar(path: Path) -> dict:
         check_kinds(files, {})
         for extension, place in files.items():
             _check_place(key, extension, place)
+    content.setdefault("absent", [])
+    check_kinds(content, {"absent": list})
     return content
 
 

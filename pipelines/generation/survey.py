@@ -20,6 +20,7 @@ class State:
     missing: list[int] = field(default_factory=list)
     kept: int = 0
     rejected: int = 0
+    absent: int = 0
     bytes: int = 0
     reasons: Counter = field(default_factory=Counter)
 
@@ -47,6 +48,8 @@ class State:
             f"  rejects  {self.rejected}" + (f" ({self.rejected / attempts:.0%} of attempts)" if attempts else ""),
         ]
         lines += [f"    {count:>8}  {reason}" for reason, count in self.reasons.most_common()]
+        if self.absent:
+            lines.append(f"  absent   {self.absent}: there is nothing to make of them, see the reasons")
         if self.kept:
             whole = self.bytes / self.kept * self.dataset.total
             lines.append(f"  size     {bytes_text(self.bytes)}, whole data set about {bytes_text(whole)}")
@@ -63,7 +66,7 @@ class Survey:
 
     def __init__(self, dataset: Dataset, lease_timeout: float):
         self.dataset, self.lease_timeout = dataset, lease_timeout
-        self._finished: dict[int, tuple[int, int, int, Counter]] = {}
+        self._finished: dict[int, tuple[int, int, int, int, Counter]] = {}
 
     def look(self) -> State:
         state = State(self.dataset)
@@ -73,18 +76,20 @@ class Survey:
             if facts is not None:
                 state.finished.append(shard)
                 state.kept, state.rejected = state.kept + facts[0], state.rejected + facts[1]
-                state.bytes, state.reasons = state.bytes + facts[2], state.reasons + facts[3]
+                state.absent, state.bytes = state.absent + facts[2], state.bytes + facts[3]
+                state.reasons += facts[4]
             else:
                 self._sort_unfinished(state, shard, shard in with_lease)
         return state
 
-    def _read(self, shard: int) -> tuple[int, int, int, Counter] | None:
+    def _read(self, shard: int) -> tuple[int, int, int, int, Counter] | None:
         sidecar = self.dataset.finished(shard)
         if sidecar is None:
             return None
         reasons = Counter(reject["reason"] for reject in sidecar["rejects"])
-        kept = len(self.dataset.items(shard))  # of a sidecar that may list more
-        self._finished[shard] = (kept, len(sidecar["rejects"]), sidecar["tar"]["bytes"], reasons)
+        kept = len(self.dataset.keys(shard, sidecar))  # of a sidecar that may list more
+        absent = len(self.dataset.items(shard)) - kept
+        self._finished[shard] = (kept, len(sidecar["rejects"]), absent, sidecar["tar"]["bytes"], reasons)
         return self._finished[shard]
 
     def _sort_unfinished(self, state: State, shard: int, has_lease: bool) -> None:

@@ -27,6 +27,7 @@ from ..metrics import clip_score, clothing_distance, face_distance
 from ..portraits import FACE_PARTS, LANDMARKS, LIGHTINGS, Person, Scene, group_scene, render
 from ..portraits.sampling import sample_background
 from ..randomness import generator
+from ..stop import StopRequest
 from ..training import Trainer, settings_class
 from ..training.export import settings_facts
 from ..training.settings import OptimizerSettings, ReportSettings, RunSettings
@@ -96,9 +97,12 @@ class ClaimsSettings:
 # ---- training the rows
 
 
-def train_row(row: Row, settings: ClaimsSettings, say: Callable[[str], None] = print) -> Path | None:
+def train_row(
+    row: Row, settings: ClaimsSettings, say: Callable[[str], None] = print, stop: StopRequest | None = None
+) -> Path | None:
     """The row's exported file, trained first where it is not there yet; None where that was stopped.
 
+    stop: not entered yet; by default it looks into the row's own folder.
     Raises ``ValueError`` where the file that is there was trained with other settings.
     """
     name = "".join(letter if letter.isalnum() else "_" for letter in row.name)
@@ -119,7 +123,7 @@ def train_row(row: Row, settings: ClaimsSettings, say: Callable[[str], None] = p
     if file.exists():
         check_same(file, run, settings.conv_in)
         return file
-    return file if Trainer(TrainRelight(task, run.run.seed), run, say=say).run() else None
+    return file if Trainer(TrainRelight(task, run.run.seed), run, stop, say).run() else None
 
 
 def check_same(file: Path, run, conv_in: Path) -> None:

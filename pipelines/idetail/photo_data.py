@@ -15,7 +15,7 @@ from torch import Tensor
 from ..configuration import option
 from ..faces import Face, FaceBackend, identity_of
 from ..generation.photos import digest_of, find_photos
-from ..generation.recipe import Rejected
+from ..generation.recipe import Absent, Rejected
 from ..images import load_image
 from ..masks import face_masks, foreground_masks, load_mask_rcnn, rcnn_masks
 from .instantid import InstantId, InstantIdSettings, Subject, largest_face, subject_of
@@ -74,8 +74,9 @@ class IdetailPhotos:
     """``png`` is an output, ``mask.png`` its foreground, ``txt`` the prompt with its placeholder, ``json`` the truth.
 
     Item i shows person i // takes, of the photos in which a face is found, in their order, under prompt i % takes; with
-    ``direct`` the last take is the photo itself. The json holds what ``takes.Take`` reads, and ``photo``, ``faces``
-    (how many the photo shows; the largest counts), ``similarity`` to the photo, ``prompt_drawn`` and ``licence``.
+    ``direct`` the last take is the photo itself. Items beyond the last person are absent. The json holds what
+    ``takes.Take`` reads, and ``photo``, ``faces`` (how many the photo shows; the largest counts), ``similarity`` to the
+    photo, ``prompt_drawn`` and ``licence``.
     """
 
     name = "idetail"
@@ -103,7 +104,7 @@ class IdetailPhotos:
         return {"person": person, "take": take, "role": role, "prompt": prompt.name if prompt else ""}
 
     def make(self, parameters: dict, seed: int) -> dict:
-        """Draw one output; ``Rejected`` without a face, or one that is not similar enough."""
+        """Draw one output; ``Rejected`` without a face in it, or one that is not similar enough."""
         subject, region = self._subject_of(parameters["person"])
         truth = {name: parameters[name] for name in ("person", "role", "prompt")}
         truth |= {"photo": self._name(parameters["person"]), "faces": subject.faces, "licence": self._backend.licence}
@@ -121,7 +122,7 @@ class IdetailPhotos:
     def _subject_of(self, person: int) -> tuple[Subject, Tensor | None]:
         """The person's photo and face, and where detail is restored; photos without a face are passed over.
 
-        Raises ``Rejected`` where too few show one.
+        Raises ``Absent`` where too few show one: the number of people is known only when all photos were looked at.
         """
         if self._current is None or self._current[0] != person:
             while len(self._shown) <= person:
@@ -134,7 +135,7 @@ class IdetailPhotos:
 
     def _look_at_next(self) -> None:
         if self._looked == len(self._photos):
-            raise Rejected("fewer photos show a face than people are asked for (--total, --photos)")
+            raise Absent("fewer photos show a face than there are photos (--photos)")
         photo = self._photos[self._looked]
         self._looked += 1
         if self._read(photo) is not None:

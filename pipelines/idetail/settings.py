@@ -18,6 +18,8 @@ class RelightSettings(BaseModelSettings):
     data: Path = option(help="data set of people in many lights, of `dataset_cli.py generate idetail` or "
                         "`generate idetail_portraits`")  # fmt: skip
     held_out: Path | None = option(None, "data set of other people, to validate on (default: the training data)")
+    partial: bool = option(False, "take the finished shards of a data set that is not finished, such as one with a "
+                           "person whom the generator cannot draw")  # fmt: skip
     resolution: int = option(1024, "pictures are trained at about this squared pixels; the paper's 1024", minimum=8,
                              fixed=True)  # fmt: skip
     order: str = option(ORDERS[0], "order of the channels", choices=ORDERS, fixed=True)

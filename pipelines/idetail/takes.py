@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..generation.dataset import DatasetError
 from ..generation.reader import DatasetReader
-from ..generation.recipe import decode
 from ..images import load_image
 from ..training.image_folder import cover_crop, scan_folder
 
@@ -24,6 +24,7 @@ ORIGINAL, INPUT, TARGET = "original", "input", "target"
 # "outputs": the paper's, a person's generated input against its generated target; "direct": the photo against the
 # generated target, the baseline that fails (figure 9), because the generator does not quite know the person.
 PAIRINGS = ("outputs", "direct")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD = 24  # bytes, which end with the picture's size
 
 
@@ -42,9 +43,9 @@ class Take:
 class Takes:
     """The takes of a data set, by number."""
 
-    def __init__(self, folder: Path):
-        """Raises ``ValueError`` where the folder holds no data set, or one of another kind."""
-        self.folder, self.reader = folder, DatasetReader(folder)
+    def __init__(self, folder: Path, partial: bool = False):
+        """Raises ``ValueError`` where the folder holds no data set, or, unless ``partial``, an unfinished one."""
+        self.folder, self.reader = folder, DatasetReader(folder, partial)
         self.list: list[Take] = []
         self.licences: set[str] = set()
 
@@ -64,27 +65,35 @@ class Takes:
 
         ``progress(done, total)`` may raise to stop. Raises ``ValueError`` for a data set of another kind.
         """
-        for place in range(len(self.list), len(self.reader)):
-            key, files = self.reader.read_bytes(place, only=("txt", "json"))
-            heads = self.reader.read_bytes(place, only=("png", "mask.png"), most=PNG_HEAD)[1]
-            lacking = [name for name in ("png", "mask.png", "txt", "json") if name not in {**files, **heads}]
-            if lacking:
-                raise ValueError(
-                    f"{self.folder}: item {key} has no {lacking[0]}: give a data set that `dataset_cli.py generate "
-                    "idetail` or `generate idetail_portraits` made."
-                )
-            truth = decode("json", files["json"])
-            if "licence" in truth:
-                self.licences.add(truth["licence"])
-            words, size = decode("txt", files["txt"]), picture_size(heads["png"])
-            self.list.append(Take(place, key, str(truth["person"]), truth["role"], words, size))
+        self.list, errors = [], []
+        for place in range(len(self.reader)):
+            try:
+                self.list.append(self._take(place))
+            except DatasetError as damage:
+                errors.append(str(damage))
             progress(place + 1, len(self.reader))
-        return [], []
+        return errors, []
+
+    def _take(self, place: int) -> Take:
+        files = self.reader.files(place, only=("txt", "json"))
+        key, heads = self.reader.read_bytes(place, only=("png", "mask.png"), most=PNG_HEAD)
+        lacking = [name for name in ("png", "mask.png", "txt", "json") if name not in {**files, **heads}]
+        if lacking:
+            raise ValueError(
+                f"{self.folder}: item {key} has no {lacking[0]}: give a data set that `dataset_cli.py generate "
+                "idetail` or `generate idetail_portraits` made."
+            )
+        for name, head in heads.items():
+            if len(head) < PNG_HEAD or not head.startswith(PNG_SIGNATURE):
+                raise self.reader.damage(key, name, "it does not begin as a PNG")
+        truth = files["json"]
+        if "licence" in truth:
+            self.licences.add(truth["licence"])
+        return Take(place, key, str(truth["person"]), truth["role"], files["txt"], picture_size(heads["png"]))
 
     def files(self, take: Take) -> dict:
-        """The decoded files of a take by extension."""
-        _, files = self.reader.read_bytes(take.place)
-        return {name: decode(name, data) for name, data in files.items()}
+        """The decoded files of a take by extension. Raises ``ValueError`` for one that is damaged."""
+        return self.reader.files(take.place)
 
     def pairs(self, pairing: str = PAIRINGS[0], people: int | None = None) -> list[tuple[Take, Take]]:
         """(input, target) of the first ``people`` persons (None: of all), see ``pairs_of``."""

@@ -57,7 +57,7 @@ class RelightTask(BaseModelTask):
 
     def open(self, folder: Path) -> Takes | CaptionedFolder:
         """The takes of a folder, not read yet."""
-        return Takes(folder)
+        return Takes(folder, self.settings.partial)
 
     def pairs(self, takes: Takes | CaptionedFolder) -> list[tuple[Take, Take]]:
         """(input, target), all there are."""
@@ -200,7 +200,7 @@ class TrainConvIn(RelightTask):
     summary = "IDetail, stage 1: a first convolution that sees the photo, for any SD1.5, SD2.1, SDXL or KOALA model"
 
     def open(self, folder: Path) -> Takes | CaptionedFolder:
-        return Takes(folder) if (folder / "dataset.json").exists() else CaptionedFolder(folder)
+        return super().open(folder) if (folder / "dataset.json").exists() else CaptionedFolder(folder)
 
     def pairs(self, takes: Takes | CaptionedFolder) -> list[tuple[Take, Take]]:
         return [(take, take) for take in takes.list]

@@ -41,14 +41,16 @@ class FolderScan:
 def scan_folder(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> FolderScan:
     """Decode every picture below ``folder``, find its caption: NAME.txt beside it, or ``metadata.jsonl``.
 
-    ``metadata.jsonl`` has lines with ``file_name`` (from its own folder) and ``text``. Finds files that do not decode,
-    captions without a picture, pictures that are there twice, and formats that are not read. ``progress`` may raise.
+    ``metadata.jsonl`` has lines with ``file_name`` (from its own folder) and ``text``. What a line names under another
+    key (``mask_file_name``, as ``export-folder`` writes) only goes with a picture, and is passed over. Finds files that
+    do not decode, captions without a picture, pictures that are there twice, and formats that are not read.
+    ``progress`` may raise.
     """
     if not folder.is_dir():
         return FolderScan([], [f"{folder}: no such folder. Give the folder with the pictures."], [])
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    table, errors = _caption_table(files)
-    candidates = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
+    table, companions, errors = _read_metadata(files)
+    candidates = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS and path not in companions]
     pictures = []
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(_decode, candidates)
@@ -97,8 +99,9 @@ def _caption(path: Path, table: dict[Path, str]) -> str | None:
     return table.get(path)
 
 
-def _caption_table(files: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
-    table, errors = {}, []
+def _read_metadata(files: Iterable[Path]) -> tuple[dict[Path, str], set[Path], list[str]]:
+    """Captions by picture, files that only go with a picture (masks, sources), and what is wrong."""
+    table, companions, errors = {}, set(), []
     for path in files:
         if path.name != METADATA:
             continue
@@ -112,9 +115,10 @@ def _caption_table(files: Iterable[Path]) -> tuple[dict[Path, str], list[str]]:
                 entry = json.loads(line) if line.strip() else None
                 if entry is not None:
                     table[path.parent / entry["file_name"]] = " ".join(entry["text"].split())
+                    companions |= {path.parent / entry[key] for key in entry if key.endswith("_file_name")}
             except (ValueError, KeyError, TypeError, AttributeError):
                 errors.append(f'{path}, line {number}: expected {{"file_name": "...", "text": "..."}}.')
-    return table, errors
+    return table, companions - set(table), errors
 
 
 def _duplicates(pictures: list[Picture]) -> list[str]:

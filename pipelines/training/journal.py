@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import pad
 
 from ..configuration import as_tables
 from ..images import save_image, to_uint8
@@ -40,7 +42,7 @@ class Journal:
         self.numbers({f"validation/{name}": value for name, value in validation.scores.items()}, step)
         if not validation.images:
             return
-        row = torch.cat([image.float().cpu() for image in validation.images.values()], dim=-1)
+        row = in_a_row([image.float().cpu() for image in validation.images.values()])
         folder = self.output / "samples"
         folder.mkdir(exist_ok=True)
         save_image(row, folder / f"step-{step:08d}.png")
@@ -51,3 +53,9 @@ class Journal:
     def close(self) -> None:
         """Write what is still in memory."""
         self.accelerator.end_training()
+
+
+def in_a_row(images: list[Tensor]) -> Tensor:
+    """Pictures ``[3, H, W]`` side by side, lower ones with black below: data of mixed shapes has several heights."""
+    height = max(image.shape[-2] for image in images)
+    return torch.cat([pad(image, (0, 0, 0, height - image.shape[-2])) for image in images], dim=-1)

@@ -98,7 +98,8 @@ class Task(Protocol):
     summary: str
 
     def scan(self, progress: Callable[[int, int], None]) -> Scan:
-        """Look at all of the data, decode every file; no models yet. ``progress(done, total)`` may raise to stop."""
+        """Look at all of the data; no models yet. Files of a folder are decoded; of a data set, which ``verify`` checks
+        and which may be large, what costs little to read. ``progress(done, total)`` may raise to stop."""
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Load the models; return the network to train, on ``device``, with frozen weights in ``dtype``.

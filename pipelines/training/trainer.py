@@ -132,7 +132,13 @@ class Trainer:
     def _checkpoint_to_continue(self) -> Checkpoint | None:
         if self.processes.is_main:
             self.store.clean()
-        checkpoint = self.store.load()
+        checkpoint = self.processes.together(self.store.load)
+        steps = sorted(set(self.processes.all_of([0 if checkpoint is None else checkpoint.step])))
+        if len(steps) > 1:
+            raise TrainingError(
+                f"the processes of this run find checkpoints of different steps ({', '.join(map(str, steps))}) in "
+                f"{self.output}: give an --output on a disk that all machines share."
+            )
         if checkpoint is None:
             return None
         changes = changed_fixed_settings(checkpoint.state["settings"], self.settings)
@@ -238,7 +244,6 @@ class Trainer:
                 if (step + 1) % report.log_every == 0:
                     self.journal.numbers({**losses, "learning_rate": self.rate(step)}, step + 1)
                 self._after_step(step + 1)
-        self._save()
         self._export(self.progress.step)
 
     def _batches(self, steps: range) -> Iterator[Batch]:
@@ -313,7 +318,8 @@ class Trainer:
         if self._asked_to_stop:
             self._save()
             raise Stopped(self.stop.reason or "another process of this run")
-        if step % run.save_every == 0 and not last and not self.progress.bad_in_a_row:
+        # Before the validation: whatever that fails of, the steps are kept.
+        if last or (step % run.save_every == 0 and not self.progress.bad_in_a_row):
             self._save()
         if run.export_every and step % run.export_every == 0 and not last:
             self._export(step)
