@@ -32,7 +32,8 @@ class DatasetReader:
         if unfinished and not partial:
             raise DatasetError(
                 f"{folder}: {len(unfinished)} of {len(self.dataset.shards)} shards are not finished (the first is "
-                f"{unfinished[0]}): run generate again, or take the finished ones with --partial."
+                f"{unfinished[0]}): run generate again, or take the finished ones with --partial, "
+                "where the command has it."
             )
 
     def __len__(self) -> int:
