@@ -53,7 +53,7 @@ sys.path.insert(0, root + "/nodes")
 asked, plain = set(), builtins.__import__
 
 def watched(name, globals=None, locals=None, fromlist=(), level=0):
-    if level == 0 and str((globals or {}).get("__file__", "")).startswith(root):
+    if level == 0 and str((globals or {}).get("__file__", "")).startswith((root + "/nodes", root + "/pipelines")):
         asked.add(name.split(".")[0])
     return plain(name, globals, locals, fromlist, level)
 
