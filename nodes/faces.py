@@ -21,7 +21,7 @@ from ..pipelines.faces import (
     save_identity,
 )
 from ..pipelines.faces import choose as choose_faces
-from ..pipelines.faces.backend import DEVICES, PACKS, has_files
+from ..pipelines.faces.backend import DEVICES, PACKS, backend_class
 from ..pipelines.faces.draw import box_mask, draw_faces
 from ..pipelines.faces.face import CROP_MODES
 from ..pipelines.faces.interchange import faces_from_boxes, faces_from_landmarks
@@ -104,7 +104,8 @@ class DetectFaces(io.ComfyNode):
 def models_folder(backend: str, pack: str) -> Path:
     """The models folder, ComfyUI's or one that its extra paths add, that holds the files of this backend."""
     folders = models_folders("insightface" if backend == "insightface" else "likeness")
-    return next((folder for folder in folders if has_files(backend, pack, folder)), folders[0])
+    kind = backend_class(backend)
+    return next((folder for folder in folders if kind.has_files(folder, pack)), folders[0])
 
 
 def usable(device: str) -> str:

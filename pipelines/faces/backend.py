@@ -43,6 +43,10 @@ class FaceBackend(Protocol):
     licence: str
     notes: tuple[str, ...]
 
+    @staticmethod
+    def has_files(models: Path, pack: str) -> bool:
+        """True if the folder ``models`` holds what this backend finds faces with."""
+
     def detect(self, images: Tensor, on_step: OnStep = ...) -> list[list[Face]]:
         """The faces in each of images [B, 3, H, W] in 0..1, without embeddings; ``on_step(done, total)`` may raise."""
 
@@ -70,27 +74,16 @@ def load_backend(name: str, settings: BackendSettings) -> FaceBackend:
         raise ValueError(f"there is no face backend {name!r}: choose one of {', '.join(BACKENDS)}.")
     if settings.device not in DEVICES:
         raise ValueError(f"device of the face backend is {settings.device!r}: choose one of {', '.join(DEVICES)}.")
-    module, kind = BACKENDS[name]
-    backend = getattr(importlib.import_module(module, __package__), kind)(settings)
+    backend = backend_class(name)(settings)
     for note in backend.notes:
         logging.warning(note)
     return backend
 
 
-def has_files(name: str, pack: str, models: Path) -> bool:
-    """True if the folder ``models`` holds what backend ``name`` detects with; the embedded one needs nothing there."""
-    if name == "insightface":
-        from .insightface import pack_folder
-
-        try:
-            return bool(pack_folder(models / "insightface", pack))
-        except ValueError:
-            return False
-    if name == "opencv":
-        from .opencv import DETECTOR
-
-        return (models / DETECTOR).is_file()
-    return True
+def backend_class(name: str) -> type[FaceBackend]:
+    """The class of a backend of ``BACKENDS``."""
+    module, kind = BACKENDS[name]
+    return getattr(importlib.import_module(module, __package__), kind)
 
 
 def quiet(_done: int, _total: int) -> None:

@@ -33,6 +33,11 @@ class EmbeddedBackend:
     name = "embedded"
     licence = "Apache-2.0"
 
+    @staticmethod
+    def has_files(models: Path, pack: str) -> bool:
+        """See ``FaceBackend``; these come with the pack."""
+        return True
+
     def __init__(self, settings: BackendSettings):
         self.cascade = Cascade()
         wants_gpu, has_gpu = settings.device != "cpu", torch.cuda.is_available()

@@ -28,6 +28,14 @@ class InsightFaceBackend:
     name = "insightface"
     licence = "non-commercial research only (InsightFace model packs)"
 
+    @staticmethod
+    def has_files(models: Path, pack: str) -> bool:
+        """See ``FaceBackend``."""
+        try:
+            return bool(pack_folder(models / "insightface", pack))
+        except ValueError:
+            return False
+
     def __init__(self, settings: BackendSettings):
         root = settings.models / "insightface"
         name = pack_folder(root, settings.pack)

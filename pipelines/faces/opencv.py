@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +28,11 @@ class OpenCvBackend:
     name = "opencv"
     embedder = "opencv sface_2021dec"
     licence = "Apache-2.0"
+
+    @staticmethod
+    def has_files(models: Path, pack: str) -> bool:
+        """See ``FaceBackend``."""
+        return (models / DETECTOR).is_file()
 
     def __init__(self, settings: BackendSettings):
         self.cv2 = need("cv2", "opencv-python")
