@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from ..configuration import option
 from ..files import sha256_of_file
-from ..training.export import check_same_file
 from ..training.task import BatchRandom, Example, Validation
 from ..weights.diffusers_folder import load_component
 from .architectures import AUTOENCODER, autoencoder, build
-from .components import DIFFUSERS, continued, plain_config, save_component
+from .components import DIFFUSERS, begun_with, plain_config, save_component
 from .portrait_set import SIDE, DataSettings, PortraitTask, face_weights, without_prefix
 
 SHOWN = 8
@@ -116,10 +115,8 @@ class TrainAutoencoder(PortraitTask):
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         model, tensors, before = autoencoder(), without_prefix(weights, "model."), self.settings.decoder_of
         if before is not None:
-            model = load_component(before, "vae", torch.float32)
-            check_same_file(before / "vae" / DIFFUSERS, facts.get("decoder_of_sha256", ""), "this decoder")
+            model, facts = begun_with(before, "vae", facts, "decoder_of", "this decoder")
             tensors = {**model.state_dict(), **tensors}
-            facts = continued(facts, before / "vae" / DIFFUSERS)
         save_component(folder / "vae", DIFFUSERS, plain_config(model), tensors, facts)
 
 

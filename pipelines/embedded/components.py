@@ -8,7 +8,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..files import write_json
+from ..training.export import check_same_file
 from ..weights.checks import save_finite
+from ..weights.diffusers_folder import load_component
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 # In the metadata of an export: the metadata of the one it was trained on from.
@@ -26,10 +28,16 @@ def save_component(folder: Path, file: str, config: dict, weights: dict[str, Ten
     save_finite(folder / file, halves, {"format": "pt", **facts}, "train with a lower --learning-rate")
 
 
-def continued(facts: dict[str, str], file: Path) -> dict[str, str]:
-    """``facts`` of a training together with those of the weights in ``file``, which it went on from."""
+def begun_with(folder: Path, component: str, facts: dict[str, str], option: str, made: str):
+    """(the module in ``folder`` that a training went on from, the training's ``facts`` together with the module's).
+
+    Raises ``ValueError`` where it is not the one any more whose checksum ``facts`` hold by the name of the ``option``.
+    """
+    file = folder / component / DIFFUSERS
+    check_same_file(file, facts.get(f"{option}_sha256", ""), made)
     with safe_open(file, "pt") as opened:
-        return {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
+        facts = {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
+    return load_component(folder, component, torch.float32), facts
 
 
 def plain_config(module) -> dict:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..configuration import option
 from ..files import sha256_of_file
 from ..training.diffusion import diffusion_loss, noisy_latents, sample_posterior
-from ..training.export import check_same_file
 from ..training.image_folder import text_checksum
 from ..training.sampling import sample_picture
 from ..training.task import BatchRandom, Example, Source, Validation
@@ -21,7 +20,7 @@ from ..weights import BaseModel
 from ..weights.diffusers_folder import load_component
 from ..weights.tokenizer import load_tokenizer
 from .architectures import SCHEDULE, build, unet
-from .components import DIFFUSERS, continued, plain_config, save_component
+from .components import DIFFUSERS, begun_with, plain_config, save_component
 from .portrait_set import DataSettings, PortraitTask, face_weights
 
 PROMPTS = (
@@ -142,9 +141,7 @@ class TrainTextToImage(PortraitTask):
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         network, before = unet(), self.settings.unet_of
         if before is not None:
-            network, file = load_component(before, "unet", torch.float32), before / "unet" / DIFFUSERS
-            check_same_file(file, facts.get("unet_of_sha256", ""), "this UNet")
-            facts = continued(facts, file)
+            network, facts = begun_with(before, "unet", facts, "unet_of", "this UNet")
         save_component(folder / "unet", DIFFUSERS, plain_config(network), weights, facts)
 
 

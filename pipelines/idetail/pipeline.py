@@ -11,7 +11,7 @@ from ..euler import clean_from_output, euler_schedule, euler_steps, guided, nois
 from ..images import check_image, check_mask
 from ..vae_pictures import VaePictures
 from ..weights.prompts import encode_prompts
-from ..weights.word_vectors import apart, read_word, word_read_as
+from ..weights.word_vectors import encode_with_word, read_word
 from .adapter import apply_adapter
 from .conditioning import ORDERS, latent_mask, relight_input
 from .prompts import PLACEHOLDER
@@ -144,8 +144,7 @@ class RelightPipeline(VaePictures, DiffusionPipeline):
             if word is None:
                 found = encode_prompts(encoders, tokenizers, texts)
             else:
-                with word_read_as(PLACEHOLDER, word, encoders, tokenizers):
-                    found = encode_prompts(encoders, tokenizers, [apart(PLACEHOLDER, text) for text in texts])
+                found = encode_with_word(PLACEHOLDER, word, encoders, tokenizers, texts)
             return {name: tensor.to(self.unet.device, self.unet.dtype) for name, tensor in found.items()}
 
         return of(negative), of(prompt)

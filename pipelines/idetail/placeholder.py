@@ -1,12 +1,11 @@
 """IDetail with a placeholder that is learnt: UNet and text encoders as one network (notes 10)."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from ..weights.prompts import encode_prompts, encode_tokens
-from ..weights.word_vectors import apart, spelled_vectors, word_read_as
+from ..weights.prompts import encode_tokens
+from ..weights.word_vectors import encode_with_word, spelled_vectors, word_read_as
 from .prompts import PLACEHOLDER
 
 
@@ -28,22 +27,18 @@ class UNetWithWord(nn.Module):
 
         tokens: of the prompts, ``[B, 77]`` for each text encoder; time_ids ``[B, 6]`` is what SDXL is told, others not.
         """
-        with self._reading():
+        with word_read_as(PLACEHOLDER, self.vectors, self.text_encoders, self.tokenizers):
             found = {name: made.to(self.unet.dtype) for name, made in encode_tokens(self.text_encoders, tokens).items()}
         added = {"text_embeds": found["pooled"], "time_ids": time_ids} if "pooled" in found else None
         return self.unet(noisy, timesteps, found["prompt"], added_cond_kwargs=added, return_dict=False)[0]
 
     def encode(self, text: str) -> dict[str, Tensor]:
         """What the UNet is conditioned on for one prompt, as ``encode_prompts``, with the vectors as they are now."""
-        with self._reading():
-            return encode_prompts(list(self.text_encoders), list(self.tokenizers), [apart(PLACEHOLDER, text)])
+        return encode_with_word(PLACEHOLDER, self.vectors, self.text_encoders, self.tokenizers, [text])
 
     def enable_gradient_checkpointing(self) -> None:
         """As that of diffusers' models."""
         self.unet.enable_gradient_checkpointing()
-
-    def _reading(self) -> AbstractContextManager:
-        return word_read_as(PLACEHOLDER, list(self.vectors), self.text_encoders, self.tokenizers)
 
 
 def trained_vectors(weights: dict[str, Tensor]) -> list[Tensor]:

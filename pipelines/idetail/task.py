@@ -21,7 +21,7 @@ from ..training.image_folder import bucket_for, cover_crop, text_checksum
 from ..training.lora import add_lora, kohya_tensors, lora_metadata, save_lora
 from ..training.settings import DTYPES
 from ..training.task import BatchRandom, Example, Scan, Source, Validation
-from ..weights.prompts import padded_tokens
+from ..weights.prompts import prompt_tokens
 from ..weights.word_vectors import apart, save_word
 from .adapter import ORDER, conv_in_change, conv_in_tensors, read_adapter, split_adapter, train_conv_in
 from .conditioning import ORDERS, STAGE_ONE_INPUTS, latent_mask, relight_input, stage_one_input
@@ -284,12 +284,8 @@ class TrainRelight(RelightTask):
     def encode(self, source: Source) -> dict[str, Tensor]:
         if source.kind != "tokens":
             return super().encode(source)
-        pairs = enumerate(zip(self.base.text_encoders, self.base.tokenizers, strict=True))
-        text = [apart(PLACEHOLDER, source.payload)]
-        return {
-            f"tokens_{number}": padded_tokens(tokenizer, text, encoder.config.max_position_embeddings)[0]
-            for number, (encoder, tokenizer) in pairs
-        }
+        tokens = prompt_tokens(self.base.text_encoders, self.base.tokenizers, [apart(PLACEHOLDER, source.payload)])
+        return {f"tokens_{number}": numbers[0].cpu() for number, numbers in enumerate(tokens)}
 
     def relit(self, *given) -> tuple[Tensor, float]:
         if not self.settings.learn_placeholder:

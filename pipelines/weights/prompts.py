@@ -17,10 +17,13 @@ def encode_prompts(text_encoders: list, tokenizers: list, prompts: list[str]) ->
     """
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts is {prompts!r}: give a list of at least one text.")
+    return encode_tokens(text_encoders, prompt_tokens(text_encoders, tokenizers, prompts))
+
+
+def prompt_tokens(text_encoders: Sequence, tokenizers: Sequence, prompts: list[str]) -> list[torch.Tensor]:
+    """Token numbers ``[B, 77]`` of prompts for each text encoder, on its device; warns as ``encode_prompts``."""
     pairs = enumerate(zip(text_encoders, tokenizers, strict=True))
-    return encode_tokens(
-        text_encoders, [_tokens(encoder, tokenizer, prompts, index == 0) for index, (encoder, tokenizer) in pairs]
-    )
+    return [_tokens(encoder, tokenizer, prompts, warn=index == 0) for index, (encoder, tokenizer) in pairs]
 
 
 def encode_tokens(text_encoders: Sequence, tokens: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import save_finite
+from .prompts import encode_prompts
 
 # What the vectors of a family's text encoders are called in a file.
 KEYS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
@@ -55,6 +56,14 @@ def word_read_as(word: str, vectors: Sequence[Tensor], text_encoders: Sequence, 
             hook = embedding.register_forward_hook(partial(_put_in_place, pattern=pattern, vectors=given))
             hooks.callback(hook.remove)
         yield
+
+
+def encode_with_word(
+    word: str, vectors: Sequence[Tensor], text_encoders: Sequence, tokenizers: Sequence, prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    """As ``encode_prompts``, with the word read as ``vectors``."""
+    with word_read_as(word, vectors, text_encoders, tokenizers):
+        return encode_prompts(text_encoders, tokenizers, [apart(word, prompt) for prompt in prompts])
 
 
 def _put_in_place(embedding, inputs: tuple, output: Tensor, pattern: Tensor, vectors: Tensor) -> Tensor:
