@@ -1,4 +1,9 @@
-"""Training the embedded CLIP: text and image tower by contrast (Radford et al. 2021, section 2.3)."""
+"""Training the embedded CLIP: text and image tower by contrast (Radford et al. 2021, section 2.3).
+
+Contrast teaches the text tower only what the image tower sees, and small as that is, it does not see expressions. Words
+that do not count fade from the states that the UNet reads. So both towers also name the words of the caption (for
+pictures: Joulin et al. 2016, Learning Visual Features from Large Weakly Supervised Data).
+"""
 
 import json
 import tempfile
@@ -7,45 +12,91 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from ..configuration import option
+from ..files import sha256_of_file
 from ..training.task import BatchRandom, Example, Validation
+from ..weights.pretrained import load_pretrained
 from ..weights.prompts import padded_tokens
 from ..weights.tokenizer import load_tokenizer
-from .architectures import TOKENS, build, image_encoder, text_encoder
-from .components import TRANSFORMERS, plain_config, save_component
+from .architectures import TEXT_WIDTH, TOKENS, build, image_encoder, text_encoder
+from .components import TRANSFORMERS, continued, plain_config, save_component
 from .portrait_set import DataSettings, PortraitTask, batches, shifted, without_prefix
-from .vocabulary import learn_vocabulary, save_vocabulary
+from .vocabulary import learn_vocabulary, read_vocabulary, save_vocabulary
 
 MAX_SCALE = 100.0
 CHOICES = 32
+# Logit for each unit of cosine when words are named: some thirty directions share a state, so cosines are small.
+SHARPNESS = 32.0
 
 
 @dataclass(frozen=True)
 class ClipSettings(DataSettings):
-    """CLIP: data and vocabulary."""
+    """CLIP: data, vocabulary, weights of the losses."""
 
+    clip_of: Path | None = option(None, "folder of embedded models: train its CLIP on, with its vocabulary, instead of "
+                                  "one from scratch", fixed=True)  # fmt: skip
     vocabulary: int = option(1024, "tokens of the vocabulary that is learnt from the captions, at most",
                              minimum=514, fixed=True)  # fmt: skip
     shift: int = option(8, "portraits are moved by up to so many pixels", minimum=0, maximum=32)
+    text_words: float = option(0.5, "weight with which the text tower has to name the caption's words", minimum=0)
+    picture_words: float = option(0.5, "weight with which the image tower has to name them", minimum=0)
+
+
+class WordNames(nn.Module):
+    """Which words of the vocabulary a vector tells of, by its angle to a direction for each of them.
+
+    By the angle, because a linear layer would make do with differences as small as they come.
+    """
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.directions = nn.Parameter(torch.randn(count, TEXT_WIDTH))
+        self.offsets = nn.Parameter(torch.full((count,), -4.0))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Logits [N, words] of vectors [N, D]."""
+        return SHARPNESS * normalize(vectors, dim=1) @ normalize(self.directions, dim=1).T + self.offsets
 
 
 class ContrastiveTowers(nn.Module):
-    """Both towers and their temperature, as one call."""
+    """Both towers, their temperature, and the names of words, as one call."""
 
     def __init__(self, text, image):
         super().__init__()
         self.text, self.image = text, image
         self.log_scale = nn.Parameter(torch.tensor(2.659))
+        self.named_by_text, self.named_by_image = (WordNames(text.config.vocab_size) for _ in range(2))
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        """Scaled cosine similarities [pictures, texts] of pixels [B, 3, H, W] in -1..1 and tokens [N, 77]."""
-        pictures = normalize(self.image(pixels).image_embeds.float(), dim=1)
-        texts = normalize(self.text(tokens).text_embeds.float(), dim=1)
+    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of pixels [B, 3, H, W] in -1..1 and tokens [N, 77]: scaled cosine similarities [pictures, texts], and the
+        logits of words that the texts' states name, [N, words], and the pictures', [B, words].
+        """
+        pictures, read = self.image(pixels).image_embeds.float(), self.text(tokens)
+        texts, state = read.text_embeds.float(), mean_after_end(read.last_hidden_state.float(), tokens)
         with torch.autocast(pixels.device.type, enabled=False):
-            return self.log_scale.exp().clamp(max=MAX_SCALE) * pictures @ texts.T
+            similarity = normalize(pictures, dim=1) @ normalize(texts, dim=1).T
+            scaled = self.log_scale.exp().clamp(max=MAX_SCALE) * similarity
+            return scaled, self.named_by_text(state), self.named_by_image(pictures)
+
+
+def mean_after_end(states: Tensor, tokens: Tensor) -> Tensor:
+    """Mean [N, D] of states [N, 77, D] at the end of each text and at the padding after it, all of which a UNet reads.
+
+    The end token is the vocabulary's last.
+    """
+    after = (torch.arange(tokens.shape[1], device=tokens.device) >= tokens.argmax(1, keepdim=True)).float()[..., None]
+    return (states * after).sum(1) / after.sum(1)
+
+
+def naming_error(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy of logits [N, words] that name the words of texts, tokens [N, 77], for each word that is there."""
+    there = torch.zeros_like(logits).scatter_(1, tokens, 1.0)
+    return binary_cross_entropy_with_logits(logits, there, reduction="sum") / there.sum()
 
 
 class TrainClip(PortraitTask):
@@ -56,11 +107,26 @@ class TrainClip(PortraitTask):
     summary = "the embedded model's text and image encoders (CLIP), from a data set of portraits"
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        network = self._begin() if self.settings.clip_of is None else self._go_on(self.settings.clip_of)
+        self.tokenizer = make_tokenizer(self.vocabulary, self.merges)
+        return network.to(device)
+
+    def _begin(self) -> ContrastiveTowers:
         texts = [*self.portraits.captions, *(truth["caption"] for truth in self.portraits.truth)]
         self.vocabulary, self.merges = learn_vocabulary(texts, self.settings.vocabulary)
-        self.tokenizer = make_tokenizer(self.vocabulary, self.merges)
-        text = build(text_encoder, len(self.vocabulary), seed=self.seed)
-        return ContrastiveTowers(text, build(image_encoder, seed=self.seed)).to(device)
+        text, image = build(text_encoder, len(self.vocabulary), seed=self.seed), build(image_encoder, seed=self.seed)
+        return build(ContrastiveTowers, text, image, seed=self.seed)
+
+    def _go_on(self, folder: Path) -> ContrastiveTowers:
+        self.vocabulary, self.merges = read_vocabulary(folder / "tokenizer")
+        text = load_pretrained(CLIPTextModelWithProjection, folder / "text_encoder")
+        image = load_pretrained(CLIPVisionModelWithProjection, folder / "image_encoder")
+        file = folder / "text_encoder" / TRANSFORMERS
+        self.checksum = sha256_of_file(file)
+        network = build(ContrastiveTowers, text, image, seed=self.seed)
+        with safe_open(file, "pt") as opened:
+            network.log_scale.data.fill_(float((opened.metadata() or {}).get("log_scale", network.log_scale)))
+        return network
 
     def sample(self, example: Example, load: Callable, draw: torch.Generator) -> dict[str, Tensor]:
         index = example.payload
@@ -70,9 +136,13 @@ class TrainClip(PortraitTask):
         return {"pixels": picture, "tokens": tokenize(self.tokenizer, [words])[0]}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        similarity = network(batch["pixels"], batch["tokens"])
+        similarity, texts, pictures = network(batch["pixels"], batch["tokens"])
         own = torch.arange(len(similarity), device=similarity.device)
-        return {"pictures": cross_entropy(similarity, own) / 2, "texts": cross_entropy(similarity.T, own) / 2}
+        return {
+            "pictures": cross_entropy(similarity, own) / 2, "texts": cross_entropy(similarity.T, own) / 2,
+            "text words": self.settings.text_words * naming_error(texts, batch["tokens"]),
+            "picture words": self.settings.picture_words * naming_error(pictures, batch["tokens"]),
+        }  # fmt: skip
 
     def validate(
         self, network: nn.Module, steps: int | None, seed: int, check_stop: Callable[..., None]
@@ -82,18 +152,22 @@ class TrainClip(PortraitTask):
             check_stop()
             texts = [self.held_out.truth[index]["caption"] for index in chosen]
             tokens = tokenize(self.tokenizer, texts).to(device)
-            guess = network(self.held_out.pictures(chosen).to(device), tokens).argmax(1).cpu()
+            guess = network(self.held_out.pictures(chosen).to(device), tokens)[0].argmax(1).cpu()
             right, seen = right + int((guess == torch.arange(len(guess))).sum()), seen + len(guess)
         return Validation({}, {f"retrieval of {CHOICES}": right / seen})
 
     def describe(self) -> dict[str, str]:
         words = {"vocabulary": json.dumps(self.vocabulary), "merges": json.dumps(self.merges)}
-        return {**super().describe(), **words}
+        begun = {} if self.settings.clip_of is None else {"clip_of_sha256": self.checksum}
+        return {**super().describe(), **words, **begun}
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:
         vocabulary, merges = (json.loads(facts[name]) for name in ("vocabulary", "merges"))
         facts = {name: text for name, text in facts.items() if name not in ("vocabulary", "merges")}
         facts["log_scale"] = str(weights["log_scale"].item())
+        if self.settings.clip_of is not None:
+            file = self.settings.clip_of / "text_encoder" / TRANSFORMERS
+            facts = continued(file, facts, "clip_of", "this CLIP")
         for part, tower, model in (
             ("text", "text_model.", text_encoder(len(vocabulary))), ("image", "vision_model.", image_encoder())
         ):  # fmt: skip

@@ -33,11 +33,15 @@ def begun_with(folder: Path, component: str, facts: dict[str, str], option: str,
 
     Raises ``ValueError`` where it is not the one any more whose checksum ``facts`` hold by the name of the ``option``.
     """
-    file = folder / component / DIFFUSERS
+    facts = continued(folder / component / DIFFUSERS, facts, option, made)
+    return load_component(folder, component, torch.float32), facts
+
+
+def continued(file: Path, facts: dict[str, str], option: str, made: str) -> dict[str, str]:
+    """A training's ``facts`` together with those of the ``file`` that it went on from; raises as ``begun_with``."""
     check_same_file(file, facts.get(f"{option}_sha256", ""), made)
     with safe_open(file, "pt") as opened:
-        facts = {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
-    return load_component(folder, component, torch.float32), facts
+        return {**facts, CONTINUED: json.dumps(opened.metadata() or {})}
 
 
 def plain_config(module) -> dict:

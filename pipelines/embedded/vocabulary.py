@@ -49,3 +49,13 @@ def save_vocabulary(folder: Path, vocabulary: dict[str, int], merges: list[str],
         ("tokenizer_config.json", json.dumps(config, indent=2)),
     ):
         write_text(folder / name, text)
+
+
+def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """(vocabulary, merges) that ``save_vocabulary`` wrote. Raises ``ValueError`` where they are not there."""
+    try:
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        first, *merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no vocabulary ({error}): give a folder of embedded models.") from error
+    return vocabulary, merges if first.startswith("#version") else [first, *merges]
