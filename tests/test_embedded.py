@@ -12,17 +12,24 @@ import skimage.transform
 import torch
 from comfyui_environment import load_script
 from likeness.pipelines.embedded import SHIPPED
-from likeness.pipelines.embedded.architectures import TOKENS
+from likeness.pipelines.embedded.architectures import TOKENS, build, image_encoder, text_encoder
 from likeness.pipelines.embedded.autoencoder import AutoencoderSettings, TrainAutoencoder, edge_error, reconstruct
 from likeness.pipelines.embedded.card import write_card
-from likeness.pipelines.embedded.clip import make_tokenizer, tokenize
-from likeness.pipelines.embedded.components import DIFFUSERS
+from likeness.pipelines.embedded.clip import (
+    ClipSettings,
+    ContrastiveTowers,
+    TrainClip,
+    make_tokenizer,
+    naming_error,
+    tokenize,
+)
+from likeness.pipelines.embedded.components import DIFFUSERS, TRANSFORMERS
 from likeness.pipelines.embedded.face_embedder import traits_of, with_margin
 from likeness.pipelines.embedded.family import assemble, load_family
 from likeness.pipelines.embedded.judge import load_judge
 from likeness.pipelines.embedded.measure import image_features, measure_family, text_features
 from likeness.pipelines.embedded.portrait_set import PortraitSet, face_weights
-from likeness.pipelines.embedded.vocabulary import learn_vocabulary
+from likeness.pipelines.embedded.vocabulary import learn_vocabulary, read_vocabulary
 from likeness.pipelines.faces import align_faces
 from likeness.pipelines.faces.align import TEMPLATE, similarity_transform
 from likeness.pipelines.metrics.frechet import frechet_distance
@@ -74,6 +81,44 @@ def test_token_numbers_are_padded_with_the_end_token():
     start, end = len(vocabulary) - 2, len(vocabulary) - 1
     assert ids.shape == (2, TOKENS) and ids[1].tolist() == [start] + [end] * (TOKENS - 1)
     assert ids[0, 0] == start and ids[0, -1] == end and ids[0, 1] not in (start, end)
+
+
+def test_naming_words_against_loops():
+    tokens = torch.tensor([[8, 2, 2, 9, 9], [8, 1, 3, 4, 9]])  # 9 is the end
+    logits, error, count = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0)), 0.0, 0
+    for row in range(2):
+        for place in range(5):
+            for word in range(10):
+                chance = 1 / (1 + math.exp(-logits[row, place, word]))
+                there = word in tokens[row, : place + 1].tolist()
+                error, count = error - math.log(chance if there else 1 - chance), count + there
+    assert naming_error(logits, tokens).item() == pytest.approx(error / count, rel=1e-5)
+
+
+def test_words_that_no_picture_tells_of_stay_legible_in_the_text_states_that_the_unet_reads(tmp_path):
+    moods, shirts = ("calm", "laughing", "crying", "angry"), ("red", "blue")
+    texts = [f"a {mood} person in a {shirt} shirt" for mood in moods for shirt in shirts]
+    vocabulary, merges = learn_vocabulary(texts, 560)
+    tokens = tokenize(make_tokenizer(vocabulary, merges), texts)
+    pictures = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))[[0, 1] * len(moods)]
+
+    def apart(weight: float) -> float:
+        """How far moods are from each other in the states, in parts of how far shirts are, which pictures show."""
+        towers = ContrastiveTowers(
+            build(text_encoder, len(vocabulary), seed=0), build(image_encoder, seed=0)
+        )  # fmt: skip
+        task = TrainClip(ClipSettings(tmp_path, tmp_path, words=weight))
+        optimizer = torch.optim.AdamW(towers.parameters(), 1e-3)
+        for _ in range(40):
+            optimizer.zero_grad()
+            sum(task.losses(towers, {"pixels": pictures, "tokens": tokens}, None).values()).backward()
+            optimizer.step()
+        with torch.no_grad():
+            states = towers.text(tokens).last_hidden_state
+        moods_apart, shirts_apart = states[0] - states[2], states[0] - states[1]
+        return float(moods_apart.norm() / shirts_apart.norm())
+
+    assert apart(1.0) > 8 * apart(0.0)
 
 
 # ---- faces
@@ -300,6 +345,35 @@ def test_a_unet_is_trained_on_from_the_one_of_a_family(runs, tmp_path, capsys):
     shutil.copytree(again / "unet", folder / "unet", dirs_exist_ok=True)
     assert cli(*training, "3") == 1
     assert "--unet-of is not the file that" in capsys.readouterr().err
+
+
+def test_a_clip_is_trained_on_from_the_one_of_a_family(runs, tmp_path, capsys):
+    exports, made = {task.replace("-", "_"): runs / task / "m" for task in TASKS[:5]}, tmp_path / "run" / "m"
+    folder = tmp_path / "family"
+    assemble(folder, exports)
+    first = {part: load_file(folder / f"{part}_encoder" / TRANSFORMERS) for part in ("text", "image")}
+    words = read_vocabulary(folder / "tokenizer")
+    training = (
+        "train_cli", "train", "embedded-clip", "--data", runs / "held", "--held-out", runs / "train", "--clip-of",
+        folder, "--output", tmp_path / "run", "--name", "m", "--batch-size", "4", "--precision", "fp32", "--steps",
+    )  # fmt: skip
+    assert not cli(*training, "1", "--learning-rate", "1e-9")
+    for part, before in first.items():
+        still = load_file(made / f"{part}_encoder" / TRANSFORMERS)
+        assert before.keys() == still.keys()
+        assert all(torch.allclose(before[name], still[name], atol=1e-3) for name in before)
+    assert read_vocabulary(made / "tokenizer") == words  # the family's, though these captions have others
+    again = tmp_path / "again"
+    assemble(again, exports | {"clip": made})
+    write_card(again, {}, {})
+    card = (again / "README.md").read_text()
+    assert card.count("--clip-of family") == 2 and card.count("train embedded-clip") == 4
+    shutil.copytree(made / "text_encoder", folder / "text_encoder", dirs_exist_ok=True)
+    assert cli(*training, "2") == 1
+    assert "--clip-of is not the file that" in capsys.readouterr().err
+    (folder / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(ValueError, match="holds no vocabulary"):
+        read_vocabulary(folder / "tokenizer")
 
 
 def test_every_cell_that_the_face_or_a_feature_of_it_touches_counts_more():

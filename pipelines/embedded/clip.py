@@ -1,8 +1,7 @@
 """Training the embedded CLIP: text and image tower by contrast (Radford et al. 2021, section 2.3).
 
 Contrast teaches the text tower only what the image tower sees, and small as that is, it does not see expressions. Words
-that do not count fade from the states that the UNet reads. So both towers also name the words of the caption (for
-pictures: Joulin et al. 2016, Learning Visual Features from Large Weakly Supervised Data).
+that make no difference fade from the states that the UNet reads, so the states also have to name the words read so far.
 """
 
 import json
@@ -30,7 +29,7 @@ from .vocabulary import learn_vocabulary, read_vocabulary, save_vocabulary
 
 MAX_SCALE = 100.0
 CHOICES = 32
-# Logit for each unit of cosine when words are named: some thirty directions share a state, so cosines are small.
+# Logit for each unit of cosine when words are named: some twenty directions share a state, so cosines are small.
 SHARPNESS = 32.0
 
 
@@ -43,12 +42,11 @@ class ClipSettings(DataSettings):
     vocabulary: int = option(1024, "tokens of the vocabulary that is learnt from the captions, at most",
                              minimum=514, fixed=True)  # fmt: skip
     shift: int = option(8, "portraits are moved by up to so many pixels", minimum=0, maximum=32)
-    text_words: float = option(0.5, "weight with which the text tower has to name the caption's words", minimum=0)
-    picture_words: float = option(0.5, "weight with which the image tower has to name them", minimum=0)
+    words: float = option(0.5, "weight with which the text tower has to name the caption's words", minimum=0)
 
 
 class WordNames(nn.Module):
-    """Which words of the vocabulary a vector tells of, by its angle to a direction for each of them.
+    """Which words of the vocabulary a state tells of, by its angle to a direction for each of them.
 
     By the angle, because a linear layer would make do with differences as small as they come.
     """
@@ -58,9 +56,9 @@ class WordNames(nn.Module):
         self.directions = nn.Parameter(torch.randn(count, TEXT_WIDTH))
         self.offsets = nn.Parameter(torch.full((count,), -4.0))
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Logits [N, words] of vectors [N, D]."""
-        return SHARPNESS * normalize(vectors, dim=1) @ normalize(self.directions, dim=1).T + self.offsets
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits [..., words] of states [..., D]."""
+        return SHARPNESS * normalize(states, dim=-1) @ normalize(self.directions, dim=1).T + self.offsets
 
 
 class ContrastiveTowers(nn.Module):
@@ -70,33 +68,26 @@ class ContrastiveTowers(nn.Module):
         super().__init__()
         self.text, self.image = text, image
         self.log_scale = nn.Parameter(torch.tensor(2.659))
-        self.named_by_text, self.named_by_image = (WordNames(text.config.vocab_size) for _ in range(2))
+        self.names = WordNames(text.config.vocab_size)
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Of pixels [B, 3, H, W] in -1..1 and tokens [N, 77]: scaled cosine similarities [pictures, texts], and the
-        logits of words that the texts' states name, [N, words], and the pictures', [B, words].
+        logits of the words that the texts' states name, [N, 77, words].
         """
         pictures, read = self.image(pixels).image_embeds.float(), self.text(tokens)
-        texts, state = read.text_embeds.float(), mean_after_end(read.last_hidden_state.float(), tokens)
+        texts, states = read.text_embeds.float(), read.last_hidden_state.float()
         with torch.autocast(pixels.device.type, enabled=False):
             similarity = normalize(pictures, dim=1) @ normalize(texts, dim=1).T
-            scaled = self.log_scale.exp().clamp(max=MAX_SCALE) * similarity
-            return scaled, self.named_by_text(state), self.named_by_image(pictures)
-
-
-def mean_after_end(states: Tensor, tokens: Tensor) -> Tensor:
-    """Mean [N, D] of states [N, 77, D] at the end of each text and at the padding after it, all of which a UNet reads.
-
-    The end token is the vocabulary's last.
-    """
-    after = (torch.arange(tokens.shape[1], device=tokens.device) >= tokens.argmax(1, keepdim=True)).float()[..., None]
-    return (states * after).sum(1) / after.sum(1)
+            return self.log_scale.exp().clamp(max=MAX_SCALE) * similarity, self.names(states)
 
 
 def naming_error(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of logits [N, words] that name the words of texts, tokens [N, 77], for each word that is there."""
-    there = torch.zeros_like(logits).scatter_(1, tokens, 1.0)
-    return binary_cross_entropy_with_logits(logits, there, reduction="sum") / there.sum()
+    """How badly logits [N, 77, words] name, after every token of texts [N, 77], the words read so far.
+
+    Binary cross-entropy, for each word that is there.
+    """
+    read = torch.zeros_like(logits).scatter_(2, tokens[..., None], 1.0).cumsum(1).clamp(max=1)
+    return binary_cross_entropy_with_logits(logits, read, reduction="sum") / read.sum()
 
 
 class TrainClip(PortraitTask):
@@ -136,12 +127,11 @@ class TrainClip(PortraitTask):
         return {"pixels": picture, "tokens": tokenize(self.tokenizer, [words])[0]}
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor], random: BatchRandom) -> dict[str, Tensor]:
-        similarity, texts, pictures = network(batch["pixels"], batch["tokens"])
+        similarity, named = network(batch["pixels"], batch["tokens"])
         own = torch.arange(len(similarity), device=similarity.device)
         return {
             "pictures": cross_entropy(similarity, own) / 2, "texts": cross_entropy(similarity.T, own) / 2,
-            "text words": self.settings.text_words * naming_error(texts, batch["tokens"]),
-            "picture words": self.settings.picture_words * naming_error(pictures, batch["tokens"]),
+            "words": self.settings.words * naming_error(named, batch["tokens"]),
         }  # fmt: skip
 
     def validate(
