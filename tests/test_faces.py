@@ -4,7 +4,9 @@ import logging
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import face_models
 import numpy as np
 import pytest
@@ -193,6 +195,37 @@ def test_backends_give_boxes_and_points_in_pixels_and_embeddings_of_aligned_face
         assert face.embedding.norm() == pytest.approx(1, abs=1e-5)
         seen = float(pooled.norm()) / (127.5 if name == "insightface" else 1)
         assert face.length == pytest.approx(seen, rel=0.02)
+
+
+def test_opencv_is_given_the_content_of_files_because_it_opens_no_path_beyond_ascii_everywhere(models, monkeypatch):
+    asked, images = [], marked(10, 32)
+
+    def like_windows(create):
+        def made(*source):
+            asked.append(source)
+            if isinstance(source[1], str):
+                raise cv2.error("Can't open the file")
+            return create(*source)
+
+        return SimpleNamespace(create=made)
+
+    for name in ("FaceDetectorYN", "FaceRecognizerSF"):
+        monkeypatch.setattr(cv2, name, like_windows(getattr(cv2, name).create))
+    faces = find_faces(load_backend("opencv", BackendSettings(models)), images, 0.9)
+    assert len(faces.images[0]) == 2 and len(asked) == 2
+
+
+def test_an_opencv_that_takes_no_content_is_given_the_path(models, monkeypatch):
+    create = cv2.FaceDetectorYN.create
+
+    def before_4_11(*source):
+        if not isinstance(source[1], str):
+            raise cv2.error("Overload resolution failed")
+        return create(*source)
+
+    monkeypatch.setattr(cv2, "FaceDetectorYN", SimpleNamespace(create=before_4_11))
+    faces = find_faces(load_backend("opencv", BackendSettings(models)), marked(10, 32), 0.9, embed=False)
+    assert len(faces.images[0]) == 2
 
 
 def test_both_views_of_opencv_find_a_face_once(models):

@@ -39,21 +39,25 @@ class OpenCvBackend:
         self.models = settings.models
         asked_in_vain = settings.device == "cuda"
         self.notes = ("opencv: its builds for Python run on the CPU, the CPU is used",) if asked_in_vain else ()
-        self.detector = self._load(DETECTOR, lambda file: self.cv2.FaceDetectorYN.create(file, "", (320, 320)))
+        self.detector = self._load(DETECTOR, self.cv2.FaceDetectorYN.create, (320, 320))
         self.detector.setScoreThreshold(LOWEST_SCORE)
 
     @cached_property
     def recogniser(self):
-        return self._load(RECOGNISER, lambda file: self.cv2.FaceRecognizerSF.create(file, ""))
+        return self._load(RECOGNISER, self.cv2.FaceRecognizerSF.create)
 
-    def _load(self, name: str, make):
-        file = self.models / name
+    def _load(self, name: str, create: Callable, *options):
+        """What OpenCV makes of a file, from its content: on Windows it opens no path beyond ASCII."""
+        file, nothing = self.models / name, np.empty(0, np.uint8)
         if not file.is_file():
             raise ValueError(f"the opencv face backend needs {file.name}: put it into {file.parent}.")
-        try:
-            return make(str(file))
-        except self.cv2.error as error:
-            raise ValueError(f"{file} cannot be loaded ({error}): get the file again.") from None
+        content = np.frombuffer(file.read_bytes(), np.uint8)
+        for source in (("onnx", content, nothing), (str(file), "")):  # the first is unknown to OpenCV before 4.11
+            try:
+                return create(*source, *options)
+            except self.cv2.error as error:
+                reason = error
+        raise ValueError(f"{file} cannot be loaded ({reason}): get the file again.")
 
     def detect(self, images: Tensor, on_step: OnStep = quiet) -> list[list[Face]]:
         """See ``FaceBackend``; landmarks are found."""
