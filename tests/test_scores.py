@@ -87,7 +87,7 @@ def test_middle_square_is_that_of_pillow():
     photo = Image.fromarray(astronaut()).resize((300, 201))
     prepare = backbones.Preparation(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     found = prepare.middle(from_uint8(np.asarray(photo)))[0]
-    small = np.asarray(photo.resize((96, 64), Image.Resampling.BICUBIC))[:, 16:80] / 255
+    small = np.asarray(photo.resize((95, 64), Image.Resampling.BICUBIC))[:, 15:79] / 255
     expected = (small - (0.5, 0.4, 0.3)) / (0.2, 0.3, 0.4)
     assert found.shape == (3, 64, 64)
     # Pillow rounds to grey levels between its two passes, which tells at the sharpest edges.
@@ -95,6 +95,30 @@ def test_middle_square_is_that_of_pillow():
     assert off.mean() < 0.5 and off.max() < 8
     tall = prepare.middle(torch.rand(1, 3, 131, 65))
     assert tall.shape == (1, 3, 64, 64) and prepare.whole(torch.rand(1, 3, 131, 65)).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (101, 61), (60, 95)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("CLIP", {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}),
+        ("CLIP", {"crop_size": 32, "size": 32}),
+        ("Bit", {"crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}),  # as DINOv2's folder has it
+    ],
+)
+def test_preparation_is_that_of_transformers(tmp_path, kind, said, size):
+    import transformers
+    from skimage.data import astronaut
+
+    processor = next(getattr(transformers, f"{kind}ImageProcessor{form}") for form in ("Pil", "")
+                     if hasattr(transformers, f"{kind}ImageProcessor{form}"))(**said, resample=3)  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    prepare = backbones._preparation(tmp_path, 24, backbones.CLIP_MEAN, backbones.CLIP_SPREAD)
+    photo = Image.fromarray(astronaut()).resize(size[::-1])
+    truth = np.asarray(processor(photo, return_tensors="np")["pixel_values"])[0]
+    found = prepare.middle(from_uint8(np.asarray(photo)))[0].numpy()
+    assert found.shape == truth.shape
+    assert 255 * np.abs(found - truth).mean() * 0.27 < 0.6  # grey levels; a pixel beside it would be some 10
 
 
 def test_clip_of_a_folder_gives_transformers_own_similarity(tmp_path, embedded):
