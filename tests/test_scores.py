@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import math
+import statistics
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from likeness.pipelines.embedded.measure import image_features, text_features
 from likeness.pipelines.evaluation import backbones, plots, report
 from likeness.pipelines.evaluation import scores as scores_module
 from likeness.pipelines.evaluation.files import score_files
-from likeness.pipelines.evaluation.folders import Panel, compare_folders, people_of, pictures_of
+from likeness.pipelines.evaluation.folders import Comparison, Panel, compare_folders, people_of, pictures_of
 from likeness.pipelines.evaluation.panel import portrait_scores
 from likeness.pipelines.evaluation.ranking import best, labelled, wrap
 from likeness.pipelines.evaluation.scores import (
@@ -522,3 +524,15 @@ def test_what_pictures_gave_is_written_before_the_wholes_are_scored(folders, com
         command(["compare", str(folders / "made"), str(folders / "real"), "--output", str(folders / "out")])
     told = json.loads((folders / "out" / "scores.json").read_text())
     assert "SSIM" in told["pictures"]["anna/1"] and told["warnings"] == ["The folders as wholes were not scored."]
+
+
+def test_summary_of_an_even_number_of_pictures_has_the_median_between_the_two_in_the_middle():
+    found = Comparison("made", "real", higher={"SSIM": True})
+    values = (0.9, 0.1, 0.4, math.nan, 0.5, math.inf)
+    found.scores = {str(place): {"SSIM": value} for place, value in enumerate(values)}
+    known = [0.1, 0.4, 0.5, 0.9]
+    told = report.summary(found, "SSIM")
+    assert told["median"] == pytest.approx(statistics.median(known)) and told["mean"] == pytest.approx(sum(known) / 4)
+    assert told["count"] == 5 and told["infinite"] == 1
+    # Student's t with three degrees of freedom: 3.1824 standard errors to either side.
+    assert told["interval"] == pytest.approx(3.1824463 * statistics.stdev(known) / 2)
