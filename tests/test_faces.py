@@ -345,6 +345,15 @@ def test_a_box_crop_is_the_box_with_its_margin():
     assert inside[0, 0, :4].max() < 1e-3 and inside[0, 0, 5:].min() > 0.999
 
 
+def test_the_margin_of_an_aligned_crop_is_a_part_of_its_side_on_every_side():
+    """At half again the pixels on each side the face has the scale it has without a margin, in the middle."""
+    image, points = turned(example_photo(), ASTRONAUT, 17)
+    faces = Faces(((Face(ASTRONAUT_BOX, 1, points),),), tuple(image.shape[-2:]))
+    plain, wide = (crop_faces(image, faces, CropSettings(*chosen))[0] for chosen in ((64, "aligned"),
+                                                                                    (128, "aligned", 0.5)))  # fmt: skip
+    assert torch.allclose(wide[..., 32:96, 32:96], plain, atol=1e-3)
+
+
 def test_a_large_face_is_cropped_without_aliasing():
     stripes = (torch.arange(600) % 2).float().expand(1, 3, 600, 600)
     faces = Faces(((Face((4, 4, 596, 596), 1),),), (600, 600))
