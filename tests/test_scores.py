@@ -20,6 +20,7 @@ from likeness.pipelines.evaluation.folders import Comparison, Panel, compare_fol
 from likeness.pipelines.evaluation.panel import portrait_scores
 from likeness.pipelines.evaluation.ranking import best, labelled, wrap
 from likeness.pipelines.evaluation.scores import (
+    ScoreTable,
     Subject,
     absent_score,
     clothing_score,
@@ -30,7 +31,15 @@ from likeness.pipelines.evaluation.scores import (
 )
 from likeness.pipelines.evaluation.sets import SetScores, score_sets
 from likeness.pipelines.images import from_uint8, save_image
-from likeness.pipelines.metrics import class_similarities, clip_score, frechet_distance, gmsd, kernel_distance, ssim
+from likeness.pipelines.metrics import (
+    class_similarities,
+    clip_score,
+    density_coverage,
+    frechet_distance,
+    gmsd,
+    kernel_distance,
+    ssim,
+)
 from likeness.pipelines.stop import Stopped
 from PIL import Image
 from torch.nn.functional import normalize
@@ -220,8 +229,51 @@ def test_clothing_score_sees_no_change_outside_its_mask():
     same = score_pictures(Subject(image, source, mask=mask), score).values["Clothing score (colours)"]
     other = score_pictures(Subject(image, source, mask=1 - mask), score).values["Clothing score (colours)"]
     assert same.item() == pytest.approx(0, abs=1e-6) and other.item() > 1e-6
+    far_sighted = replace(PLAIN, maps=lambda images: images.mean((2, 3), keepdim=True).expand_as(images))
+    seen = score_pictures(Subject(image, source, mask=mask), (clothing_score(far_sighted),))
+    assert seen.values["Clothing score (colours)"].item() == pytest.approx(0, abs=1e-6)
     table = score_pictures(Subject(image, source, mask=0 * mask), score)
     assert table.absent == {"Clothing score (colours)": "the mask of the clothes is empty."}
+
+
+def test_the_change_of_the_picture_runs_from_the_source_and_that_of_the_prompt_from_its_prompt():
+    words = {"dark": torch.tensor([1.0, 0.0]), "bright": torch.tensor([0.0, 1.0])}
+
+    def light(images):
+        level = images.mean((1, 2, 3))
+        return torch.stack([1 - level, level], 1)
+
+    scores = prompt_scores(backbones.Backbone("light", light, lambda texts: torch.stack([words[t] for t in texts])))
+    dark, bright = torch.full((1, 3, 32, 32), 0.1), torch.full((1, 3, 32, 32), 0.9)
+    table = score_pictures(Subject(bright, dark, ("bright",), ("dark",)), scores)
+    assert table.values["CLIP directional (light)"].item() == pytest.approx(1)
+    against = score_pictures(Subject(bright, dark, ("dark",), ("bright",)), scores)
+    assert against.values["CLIP directional (light)"].item() == pytest.approx(-1)
+    assert table.values["CLIP score (light)"] > 0.9 > 0.2 > against.values["CLIP score (light)"]
+
+
+def test_means_are_of_the_pictures_that_have_a_score():
+    assert scores_module.mean_of(torch.tensor([1.0, torch.nan, 4.0])) == 2.5
+    table = ScoreTable({"a": torch.tensor([1.0, torch.nan, 4.0])}, {}, {"a": True}, {"a": "structure"})
+    assert [line.split() for line in table.text().splitlines()[1:]] == [
+        ["1", "1.0000"], ["2", "-"], ["3", "4.0000"], ["mean", "2.5000"],
+    ]  # fmt: skip
+
+
+def test_a_map_lies_as_the_picture_does(tmp_path):
+    """What changes in one place of a picture that is not a square of equal corners changes most in that cell."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"crop_size": 56}))
+    network, image = backbones.dinov2(tmp_path), pictures(1, (56, 56))
+    for row, column in ((0, 2), (3, 1)):
+        other = image.clone()
+        other[..., 14 * row : 14 * row + 14, 14 * column : 14 * column + 14] = pictures(1, (14, 14), seed=5)
+        moved = (network.maps(other) - network.maps(image)).norm(dim=1)[0]
+        assert divmod(int(moved.argmax()), 4) == (row, column)
 
 
 def test_absent_scores_say_why_and_the_others_stay():
@@ -394,6 +446,8 @@ def test_scores_of_the_wholes_are_those_of_the_features(folders):
     made, real = (torch.stack([one.features for one in seen.values()]) for seen in (found.made, found.real))
     assert sets.values["Fréchet distance (colours)"] == pytest.approx(frechet_distance(made, real))
     assert sets.values["MMD (colours)"] == pytest.approx(kernel_distance(made, real))
+    among = density_coverage(real, made)
+    assert sets.values["density (colours)"] == among.density and sets.values["coverage (colours)"] == among.coverage
     assert "the first set has 5 samples" in sets.absent["KID (colours, 50 subsets of 1000)"]
     assert "no face was found in 1 of 5 pictures of the folder." in sets.warnings
     faces = torch.stack([one.face for one in found.real.values()])
