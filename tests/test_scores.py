@@ -450,6 +450,11 @@ def test_scores_of_the_wholes_are_those_of_the_features(folders):
     assert sets.values["density (colours)"] == among.density and sets.values["coverage (colours)"] == among.coverage
     assert "the first set has 5 samples" in sets.absent["KID (colours, 50 subsets of 1000)"]
     assert "no face was found in 1 of 5 pictures of the folder." in sets.warnings
+    seen = [(name, one.face) for name, one in sorted(found.made.items()) if not one.face.isnan().any()]
+    people = torch.tensor([name.startswith("anna") for name, _ in seen]).long()
+    same, different = class_similarities(torch.stack([face for _, face in seen]), people)
+    assert people.tolist() == [0, 0, 1, 1] and same.mean != pytest.approx(different.mean, abs=1e-4)
+    assert sets.values["same person, mean cosine (folder)"] == pytest.approx(same.mean)
     faces = torch.stack([one.face for one in found.real.values()])
     same, different = class_similarities(faces, torch.tensor([0, 0, 0, 1, 1, 1]))
     assert sets.values["same person, mean cosine (reference)"] == pytest.approx(same.mean)
