@@ -47,6 +47,10 @@ def test_an_epoch_shows_every_example_and_repeats_only_to_fill_a_bucket():
         return [request.index for place in range(6) for request in order.step(number * 6 + place)]
 
     assert len({tuple(epoch(number)) for number in range(4)}) == 4, "every epoch has the same order"
+    many = Order([(32, 32)] * 12, global_batch=3, seed=1)
+    company = [{frozenset(request.index for request in many.step(step)) for step in range(4 * number, 4 * number + 4)}
+               for number in range(3)]  # fmt: skip
+    assert not company[0] & company[1] or not company[1] & company[2], "the same examples always meet in a batch"
 
 
 def test_the_order_has_no_memory():
