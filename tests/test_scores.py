@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -595,3 +596,12 @@ def test_summary_of_an_even_number_of_pictures_has_the_median_between_the_two_in
     assert told["count"] == 5 and told["infinite"] == 1
     # Student's t with three degrees of freedom: 3.1824 standard errors to either side.
     assert told["interval"] == pytest.approx(3.1824463 * statistics.stdev(known) / 2)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_best_pictures_of_a_report_come_first_and_the_worst_of_the_others_after(higher):
+    found = Comparison("made", "real", higher={"score": higher})
+    found.scores = {f"p{place}": {"score": (place * 7 % 30) / 30} for place in range(30)}
+    shown = re.findall(r"<strong>(p\d+)</strong>", report._pictures(found, lambda *step: None))
+    order = sorted(found.scores, key=lambda name: found.scores[name]["score"], reverse=higher)
+    assert shown == [*order[: report.SHOWN], *order[::-1][: report.SHOWN]]
