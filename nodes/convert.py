@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-CELLS = 8, 16, 32  # pixels a side that a latent cell of today's VAEs stands for
+from ..pipelines.images import encoded_part
 
 
 def to_pipeline(image: torch.Tensor) -> torch.Tensor:
@@ -26,17 +26,16 @@ def cut_as_encoded(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``source`` ``[B, 3, H, W]``, and a ``mask`` of its size, cut to the size of ``image`` that was made from it.
 
-    VAE Encode cuts a photo to whole latent cells, around its centre, and says nothing. Where that explains the two
-    sizes it is done to the source, too; others stay as they are.
+    Where what VAE Encode cuts off a photo explains the two sizes the source loses it, too; others stay as they are.
     """
-    size, own = image.shape[-2:], source.shape[-2:]
-    if size == own or not any(size == tuple(side // cell * cell for side in own) for cell in CELLS):
+    size, own = tuple(image.shape[-2:]), tuple(source.shape[-2:])
+    part = encoded_part(own, size)
+    if size == own or part is None:
         return source, mask
-    excess = [have - want for have, want in zip(own, size, strict=True)]
     logging.info("The source is %dx%d, the picture %dx%d: its border is cut off, as VAE Encode does.", *own[::-1],
                  *size[::-1])  # fmt: skip
-    rows, columns = (slice(more // 2, more // 2 + side) for more, side in zip(excess, size, strict=True))
-    if mask is not None and mask.shape[-2:] == own:
+    rows, columns = part
+    if mask is not None and tuple(mask.shape[-2:]) == own:
         mask = mask[..., rows, columns]
     return source[..., rows, columns], mask
 

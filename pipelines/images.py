@@ -18,6 +18,7 @@ IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RANGE_TOLERANCE = 0.25
 # Two shapes count as the same picture when their aspect ratios agree this well (a crop to multiples of 8 does).
 ASPECT_TOLERANCE = 0.02
+CELLS = 8, 16, 32  # pixels a side that a latent cell of today's VAEs stands for
 
 
 def size_text(tensor: torch.Tensor) -> str:
@@ -90,6 +91,16 @@ def match_size(image: torch.Tensor, size: tuple[int, int], name: str, other: str
             f"resize or crop the {name} to the same shape as the {other}."
         )
     return torch.nn.functional.interpolate(image, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def encoded_part(size: tuple[int, int], cut: tuple[int, int]) -> tuple[slice, slice] | None:
+    """Rows and columns of a picture of ``size`` ``(H, W)`` that ComfyUI's VAE Encode keeps, if that leaves ``cut``.
+
+    It cuts a photo to whole latent cells, around its centre, and says nothing. None where that is not what left it.
+    """
+    if not any(tuple(cut) == tuple(side // cell * cell for side in size) for cell in CELLS):
+        return None
+    return tuple(slice((have - want) // 2, (have - want) // 2 + want) for have, want in zip(size, cut, strict=True))
 
 
 def check_mask(mask: torch.Tensor, size: tuple[int, int], batch: int, name: str = "mask") -> torch.Tensor:

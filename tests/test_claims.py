@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_environment import load_script
 from likeness.pipelines.embedded.family import load_family
-from likeness.pipelines.evaluation.claims import interval
+from likeness.pipelines.evaluation.claims import interval, verdict
 from likeness.pipelines.portraits import render
 from likeness.pipelines.randomness import generator
 from likeness.pipelines.spl import StructureSettings, claims, preserve_structure, structure_loss
@@ -96,6 +96,21 @@ def test_intervals_are_over_people():
     assert mean == pytest.approx(means.mean())
     assert half == pytest.approx(4.3027 * means.std(ddof=1) / math.sqrt(3), rel=1e-4)
     assert interval(torch.ones(1, 2))[1] == math.inf
+
+
+def test_a_claim_is_decided_only_where_its_whole_interval_is_on_one_side_of_the_margin():
+    columns = {"x": ("X", True)}
+
+    def told(gains: list[float], margin: float = 0.0) -> str:
+        found = {"a": {"x": torch.tensor(gains)[:, None]}, "b": {"x": torch.zeros(len(gains), 1)}}
+        return verdict(found, columns, "more", "a", "b", "x", margin).split(":")[0]
+
+    spread = [-0.1, 0.0, 0.1]  # the interval is its mean +- 0.2484
+    assert told([0.26 + x for x in spread]) == "- holds" and told([0.23 + x for x in spread]) == "- not decided"
+    assert told([-0.23 + x for x in spread]) == "- not decided"
+    assert told([-0.26 + x for x in spread]) == "- DOES NOT HOLD"
+    assert told([-0.23 + x for x in spread], 0.5) == "- holds"
+    assert told([-0.3 + x for x in spread], 0.5) == "- not decided"
 
 
 def test_counterfactuals_change_what_the_edit_says_and_nothing_else():

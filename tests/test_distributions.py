@@ -56,6 +56,13 @@ def test_cosine_scores_tell_small_angles_apart():
     assert found.item() == pytest.approx(angle**2 / 2, rel=1e-4)
 
 
+def test_a_face_is_never_nearer_than_itself():
+    faces = draws(500, 512)
+    found = face_distance(faces, faces)
+    assert found.min() >= 0 and found.max() < 1e-12 and clip_score(faces, faces).max() <= 1
+    assert face_distance(faces, -faces).max() <= 2
+
+
 def test_directional_score_on_unit_vectors():
     before, texts = torch.tensor([[2.0, 0.0, 0.0]] * 3), torch.tensor([[0.0, 5.0, 0.0]])
     after = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [7.0, 0.0, 0.0]])

@@ -10,6 +10,7 @@ from likeness.pipelines.spl import StructureSettings, edit_pipeline, structure_l
 from likeness.pipelines.spl.attention_control import AttentionControl, AttentionSettings
 from likeness.pipelines.spl.edit_pipeline import EditSettings, TextEditPipeline
 from likeness.pipelines.spl.prompts import alignment
+from likeness.pipelines.spl.unet_control import _map_size
 from likeness.pipelines.spl.word_masks import edge_mask, words_mask
 from test_pipeline import photo
 from tiny_base import make_pipeline
@@ -218,6 +219,14 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was(pipelines):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("latent", [(16, 24), (9, 7), (13, 8), (65, 101)], ids=str)
+def test_maps_have_the_size_that_convolutions_leave_of_a_latent(latent):
+    x, halve = torch.zeros(1, 1, *latent), torch.nn.Conv2d(1, 1, 3, stride=2, padding=1)
+    for _ in range(4):
+        assert _map_size(x[0, 0].numel(), latent) == tuple(x.shape[-2:])
+        x = halve(x)
+
+
 def test_word_mask_comes_from_the_branches_maps(pipelines, monkeypatch):
     pipeline, image = pipelines["sd1"], photo(32, 48)
     settings = EditSettings(steps=1, attention=AttentionSettings(cross_fraction=0))

@@ -1,5 +1,6 @@
 """Faces: detectors against exact truth, crops there and back, choice, identities and their files."""
 
+import itertools
 import logging
 import math
 from importlib.util import find_spec
@@ -98,6 +99,18 @@ def test_windows_are_grouped_by_overlap():
     near = np.array([[50, 50, 20, 0], [51, 50, 20, 0], [50, 52, 22, 10]], float)
     far = np.array([[90, 50, 20, 0], [50, 50, 60, 0]], float)
     assert [len(group) for group in grouped(np.concatenate([far, near]))] == [3, 1, 1]
+
+
+def test_overlap_is_intersection_over_union_of_counted_pixels():
+    draw = np.random.default_rng(0)
+    corners, sides = draw.integers(0, 20, (30, 2)), draw.integers(2, 18, (30, 2))
+    boxes = np.concatenate([corners, corners + sides], 1)
+    covered = np.zeros((30, 40, 40), bool)
+    for cover, (x0, y0, x1, y1) in zip(covered, boxes, strict=True):
+        cover[y0:y1, x0:x1] = True
+    for one, other in itertools.combinations(range(30), 2):
+        truth = (covered[one] & covered[other]).sum() / (covered[one] | covered[other]).sum()
+        assert box_overlap(boxes[one], boxes[other]) == pytest.approx(truth)
 
 
 def test_photographs_lose_no_face_by_the_detector_of_the_portrait_world():
@@ -376,6 +389,15 @@ def test_a_box_crop_is_the_box_with_its_margin():
     assert torch.allclose(wide[:, :, 5:, 0:], image[:, :, 0:55, 0:60], atol=1e-5)
     assert torch.equal(wide[:, :, 0], wide[:, :, 4])
     assert inside[0, 0, :4].max() < 1e-3 and inside[0, 0, 5:].min() > 0.999
+
+
+def test_the_margin_of_an_aligned_crop_is_a_part_of_its_side_on_every_side():
+    """At half again the pixels on each side the face has the scale it has without a margin, in the middle."""
+    image, points = turned(example_photo(), ASTRONAUT, 17)
+    faces = Faces(((Face(ASTRONAUT_BOX, 1, points),),), tuple(image.shape[-2:]))
+    plain, wide = (crop_faces(image, faces, CropSettings(*chosen))[0] for chosen in ((64, "aligned"),
+                                                                                    (128, "aligned", 0.5)))  # fmt: skip
+    assert torch.allclose(wide[..., 32:96, 32:96], plain, atol=1e-3)
 
 
 def test_a_large_face_is_cropped_without_aliasing():

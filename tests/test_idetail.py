@@ -164,6 +164,9 @@ def test_a_mask_shrinks_to_the_mean_of_its_cells():
     assert small.shape == (1, 1, 4, 4)
     assert small.mean().item() == pytest.approx(mask.mean().item(), abs=0.02)
     assert small[0, 0, 1, 1] > 0.6 > small[0, 0, 0, 0]
+    thin = torch.zeros(1, 1, 32, 64)
+    thin[..., 3::8] = thin[..., 4::8] = 1  # strands of hair in the middle of each cell, a quarter of it
+    torch.testing.assert_close(latent_mask(thin, (4, 8))[..., 1:-1], torch.full((1, 1, 4, 6), 0.25))
 
 
 # ---- the file

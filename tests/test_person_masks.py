@@ -17,6 +17,8 @@ from likeness.pipelines.masks import (
     split_people,
 )
 from likeness.pipelines.masks.face import half_axes
+from likeness.pipelines.masks.grabcut import IN, MAYBE_IN, OUT, seeds_from_mask
+from likeness.pipelines.masks.mask_rcnn import match_to_faces
 from likeness.pipelines.masks.window import Window
 from likeness.pipelines.portraits import edited, render, sample_person
 from likeness.pipelines.portraits.parts import FACE_PARTS, Part
@@ -230,6 +232,42 @@ def test_mask_rcnn_people_by_size_by_face_and_together():
         found(person=2)
     with pytest.raises(ValueError, match="no people in any image"):
         rcnn_masks(Detector(), image, person=0, settings=RcnnSettings(minimum_score=1.0))
+
+
+def test_where_people_overlap_the_surer_one_counts():
+    scores = torch.full((2, 40, 80), 0.3)
+    scores[1, :, 40:] = 0.8
+
+    def model(pictures):
+        count = torch.ones(2)
+        return [{"labels": count.long(), "scores": count, "masks": scores[:, None]}]
+
+    image = torch.rand(1, 3, 40, 80, generator=torch.Generator().manual_seed(0))
+    soft = rcnn_masks(model, image, settings=RcnnSettings(threshold=None, softness=0))
+    assert torch.allclose(soft[0, 0], scores.amax(0))
+    assert torch.equal(rcnn_masks(model, image, settings=RcnnSettings(softness=0))[0, 0], (scores[1] > 0.5).float())
+
+
+def test_a_mask_belongs_to_the_face_that_it_covers_best():
+    """The mask of who stands in front covers half of the face behind, too, which has a mask of its own."""
+    front, behind = torch.zeros(40, 80), torch.zeros(40, 80)
+    front[:, :30], behind[:, 26:70] = 1, 1
+    faces = np.array([[22.0, 5, 34, 15], [10.0, 5, 20, 15]])  # of the one behind, and in front
+    assert match_to_faces(torch.stack([front, behind]), faces) == [1, 0]
+    assert match_to_faces(front[None], faces) == [None, 0]
+    assert match_to_faces(torch.zeros(0, 40, 80), faces) == [None, None]
+
+
+def test_a_thin_rough_mask_keeps_its_spine_and_a_thick_one_its_core():
+    thin, thick = np.zeros((60, 100), np.float32), np.zeros((60, 100), np.float32)
+    thin[28:33, 5:95], thick[10:50, 20:80] = 1, 1
+    for mask in (thin, thick):
+        labels, reach = seeds_from_mask(mask, 0.15), 0.15 * mask.sum() ** 0.5
+        assert (labels == IN).any() and not (labels[mask == 0] == IN).any()
+        rows, columns = np.nonzero(mask)
+        away = np.hypot(*(np.mgrid[:60, :100].reshape(2, -1, 1) - np.stack([rows, columns])[:, None])).min(1)
+        assert ((labels == OUT) ^ (away.reshape(60, 100) > reach)).mean() < 0.02
+    assert (labels[10 + math.ceil(reach) : 50 - math.ceil(reach), 50] == IN).all() and labels[12, 50] == MAYBE_IN
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

@@ -191,6 +191,23 @@ def test_body_shows_the_parts_of_densepose():
     assert charts == set(range(25))
 
 
+@pytest.mark.parametrize("turn", [0, 180])
+def test_who_faces_the_camera_shows_the_front_of_the_body_and_who_turns_away_the_back(turn):
+    """DensePose's numbers: torso 1 and 2, legs 7 to 14, back before front; of the head 23 is the person's right."""
+    part = world.render(person(view="body", pose=world.Pose(turn=turn)), 192).iuv[0, 0].int()
+    behind, before = (1, 7, 8, 11, 12), (2, 9, 10, 13, 14)
+    back, front = (sum(int((part == number).sum()) for number in numbers) for numbers in (behind, before))
+    assert (front > 10 * back) if turn == 0 else (back > 10 * front)
+    right, left = ((part == number).nonzero()[:, 1].float().mean() for number in (23, 24))
+    assert (right < left) == (turn == 0)
+
+
+def test_the_box_of_a_face_ends_where_its_pixels_do(portrait):
+    rows, columns = portrait.mask(*world.FACE_PARTS, world.Part.BEARD)[0, 0].nonzero(as_tuple=True)
+    expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert portrait.face_box[0, 0].tolist() == [float(side) for side in expected]
+
+
 def test_several_people_in_one_picture():
     people = [person(index) for index in (1, 2, 3)]
     found = world.render(world.group_scene(people), (SIZE, 2 * SIZE))

@@ -160,6 +160,11 @@ def test_an_original_of_another_size_is_cropped_as_vae_encode_does_or_scaled():
     original = pictures(1, 45, 67)
     edited = blurred(original[..., 2:42, 1:65], 1.0)
     assert torch.equal(restore_detail(edited, original), restore_detail(edited, original[..., 2:42, 1:65]))
+    mask = torch.rand(1, 45, 67, generator=torch.Generator().manual_seed(2))  # of the original
+    assert torch.equal(restore_detail(edited, original, mask), restore_detail(edited, original, mask[:, 2:42, 1:65]))
+    larger_cells = blurred(original[..., 6:38, 1:65], 1.0)
+    expected = restore_detail(larger_cells, original[..., 6:38, 1:65])
+    assert torch.equal(restore_detail(larger_cells, original), expected)
     doubled = pictures(1, 80, 128)
     small = torch.nn.functional.interpolate(doubled, size=(40, 64), mode="bilinear", antialias=True)
     assert torch.equal(restore_detail(edited, doubled), restore_detail(edited, small))

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import math
+import re
+import statistics
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -14,10 +17,11 @@ from likeness.pipelines.embedded.measure import image_features, text_features
 from likeness.pipelines.evaluation import backbones, plots, report
 from likeness.pipelines.evaluation import scores as scores_module
 from likeness.pipelines.evaluation.files import score_files
-from likeness.pipelines.evaluation.folders import Panel, compare_folders, people_of, pictures_of
+from likeness.pipelines.evaluation.folders import Comparison, Panel, compare_folders, people_of, pictures_of
 from likeness.pipelines.evaluation.panel import portrait_scores
 from likeness.pipelines.evaluation.ranking import best, labelled, wrap
 from likeness.pipelines.evaluation.scores import (
+    ScoreTable,
     Subject,
     absent_score,
     clothing_score,
@@ -28,7 +32,15 @@ from likeness.pipelines.evaluation.scores import (
 )
 from likeness.pipelines.evaluation.sets import SetScores, score_sets
 from likeness.pipelines.images import from_uint8, save_image
-from likeness.pipelines.metrics import class_similarities, clip_score, frechet_distance, gmsd, kernel_distance, ssim
+from likeness.pipelines.metrics import (
+    class_similarities,
+    clip_score,
+    density_coverage,
+    frechet_distance,
+    gmsd,
+    kernel_distance,
+    ssim,
+)
 from likeness.pipelines.stop import Stopped
 from PIL import Image
 from torch.nn.functional import normalize
@@ -87,7 +99,7 @@ def test_middle_square_is_that_of_pillow():
     photo = Image.fromarray(astronaut()).resize((300, 201))
     prepare = backbones.Preparation(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     found = prepare.middle(from_uint8(np.asarray(photo)))[0]
-    small = np.asarray(photo.resize((96, 64), Image.Resampling.BICUBIC))[:, 16:80] / 255
+    small = np.asarray(photo.resize((95, 64), Image.Resampling.BICUBIC))[:, 15:79] / 255
     expected = (small - (0.5, 0.4, 0.3)) / (0.2, 0.3, 0.4)
     assert found.shape == (3, 64, 64)
     # Pillow rounds to grey levels between its two passes, which tells at the sharpest edges.
@@ -95,6 +107,30 @@ def test_middle_square_is_that_of_pillow():
     assert off.mean() < 0.5 and off.max() < 8
     tall = prepare.middle(torch.rand(1, 3, 131, 65))
     assert tall.shape == (1, 3, 64, 64) and prepare.whole(torch.rand(1, 3, 131, 65)).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (101, 61), (60, 95)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("CLIP", {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}),
+        ("CLIP", {"crop_size": 32, "size": 32}),
+        ("Bit", {"crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}),  # as DINOv2's folder has it
+    ],
+)
+def test_preparation_is_that_of_transformers(tmp_path, kind, said, size):
+    import transformers
+    from skimage.data import astronaut
+
+    processor = next(getattr(transformers, f"{kind}ImageProcessor{form}") for form in ("Pil", "")
+                     if hasattr(transformers, f"{kind}ImageProcessor{form}"))(**said, resample=3)  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    prepare = backbones._preparation(tmp_path, 24, backbones.CLIP_MEAN, backbones.CLIP_SPREAD)
+    photo = Image.fromarray(astronaut()).resize(size[::-1])
+    truth = np.asarray(processor(photo, return_tensors="np")["pixel_values"])[0]
+    found = prepare.middle(from_uint8(np.asarray(photo)))[0].numpy()
+    assert found.shape == truth.shape
+    assert 255 * np.abs(found - truth).mean() * 0.27 < 0.6  # grey levels; a pixel beside it would be some 10
 
 
 def test_clip_of_a_folder_gives_transformers_own_similarity(tmp_path, embedded):
@@ -194,8 +230,51 @@ def test_clothing_score_sees_no_change_outside_its_mask():
     same = score_pictures(Subject(image, source, mask=mask), score).values["Clothing score (colours)"]
     other = score_pictures(Subject(image, source, mask=1 - mask), score).values["Clothing score (colours)"]
     assert same.item() == pytest.approx(0, abs=1e-6) and other.item() > 1e-6
+    far_sighted = replace(PLAIN, maps=lambda images: images.mean((2, 3), keepdim=True).expand_as(images))
+    seen = score_pictures(Subject(image, source, mask=mask), (clothing_score(far_sighted),))
+    assert seen.values["Clothing score (colours)"].item() == pytest.approx(0, abs=1e-6)
     table = score_pictures(Subject(image, source, mask=0 * mask), score)
     assert table.absent == {"Clothing score (colours)": "the mask of the clothes is empty."}
+
+
+def test_the_change_of_the_picture_runs_from_the_source_and_that_of_the_prompt_from_its_prompt():
+    words = {"dark": torch.tensor([1.0, 0.0]), "bright": torch.tensor([0.0, 1.0])}
+
+    def light(images):
+        level = images.mean((1, 2, 3))
+        return torch.stack([1 - level, level], 1)
+
+    scores = prompt_scores(backbones.Backbone("light", light, lambda texts: torch.stack([words[t] for t in texts])))
+    dark, bright = torch.full((1, 3, 32, 32), 0.1), torch.full((1, 3, 32, 32), 0.9)
+    table = score_pictures(Subject(bright, dark, ("bright",), ("dark",)), scores)
+    assert table.values["CLIP directional (light)"].item() == pytest.approx(1)
+    against = score_pictures(Subject(bright, dark, ("dark",), ("bright",)), scores)
+    assert against.values["CLIP directional (light)"].item() == pytest.approx(-1)
+    assert table.values["CLIP score (light)"] > 0.9 > 0.2 > against.values["CLIP score (light)"]
+
+
+def test_means_are_of_the_pictures_that_have_a_score():
+    assert scores_module.mean_of(torch.tensor([1.0, torch.nan, 4.0])) == 2.5
+    table = ScoreTable({"a": torch.tensor([1.0, torch.nan, 4.0])}, {}, {"a": True}, {"a": "structure"})
+    assert [line.split() for line in table.text().splitlines()[1:]] == [
+        ["1", "1.0000"], ["2", "-"], ["3", "4.0000"], ["mean", "2.5000"],
+    ]  # fmt: skip
+
+
+def test_a_map_lies_as_the_picture_does(tmp_path):
+    """What changes in one place of a picture that is not a square of equal corners changes most in that cell."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"crop_size": 56}))
+    network, image = backbones.dinov2(tmp_path), pictures(1, (56, 56))
+    for row, column in ((0, 2), (3, 1)):
+        other = image.clone()
+        other[..., 14 * row : 14 * row + 14, 14 * column : 14 * column + 14] = pictures(1, (14, 14), seed=5)
+        moved = (network.maps(other) - network.maps(image)).norm(dim=1)[0]
+        assert divmod(int(moved.argmax()), 4) == (row, column)
 
 
 def test_absent_scores_say_why_and_the_others_stay():
@@ -368,8 +447,15 @@ def test_scores_of_the_wholes_are_those_of_the_features(folders):
     made, real = (torch.stack([one.features for one in seen.values()]) for seen in (found.made, found.real))
     assert sets.values["Fréchet distance (colours)"] == pytest.approx(frechet_distance(made, real))
     assert sets.values["MMD (colours)"] == pytest.approx(kernel_distance(made, real))
+    among = density_coverage(real, made)
+    assert sets.values["density (colours)"] == among.density and sets.values["coverage (colours)"] == among.coverage
     assert "the first set has 5 samples" in sets.absent["KID (colours, 50 subsets of 1000)"]
     assert "no face was found in 1 of 5 pictures of the folder." in sets.warnings
+    seen = [(name, one.face) for name, one in sorted(found.made.items()) if not one.face.isnan().any()]
+    people = torch.tensor([name.startswith("anna") for name, _ in seen]).long()
+    same, different = class_similarities(torch.stack([face for _, face in seen]), people)
+    assert people.tolist() == [0, 0, 1, 1] and same.mean != pytest.approx(different.mean, abs=1e-4)
+    assert sets.values["same person, mean cosine (folder)"] == pytest.approx(same.mean)
     faces = torch.stack([one.face for one in found.real.values()])
     same, different = class_similarities(faces, torch.tensor([0, 0, 0, 1, 1, 1]))
     assert sets.values["same person, mean cosine (reference)"] == pytest.approx(same.mean)
@@ -498,3 +584,24 @@ def test_what_pictures_gave_is_written_before_the_wholes_are_scored(folders, com
         command(["compare", str(folders / "made"), str(folders / "real"), "--output", str(folders / "out")])
     told = json.loads((folders / "out" / "scores.json").read_text())
     assert "SSIM" in told["pictures"]["anna/1"] and told["warnings"] == ["The folders as wholes were not scored."]
+
+
+def test_summary_of_an_even_number_of_pictures_has_the_median_between_the_two_in_the_middle():
+    found = Comparison("made", "real", higher={"SSIM": True})
+    values = (0.9, 0.1, 0.4, math.nan, 0.5, math.inf)
+    found.scores = {str(place): {"SSIM": value} for place, value in enumerate(values)}
+    known = [0.1, 0.4, 0.5, 0.9]
+    told = report.summary(found, "SSIM")
+    assert told["median"] == pytest.approx(statistics.median(known)) and told["mean"] == pytest.approx(sum(known) / 4)
+    assert told["count"] == 5 and told["infinite"] == 1
+    # Student's t with three degrees of freedom: 3.1824 standard errors to either side.
+    assert told["interval"] == pytest.approx(3.1824463 * statistics.stdev(known) / 2)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_best_pictures_of_a_report_come_first_and_the_worst_of_the_others_after(higher):
+    found = Comparison("made", "real", higher={"score": higher})
+    found.scores = {f"p{place}": {"score": (place * 7 % 30) / 30} for place in range(30)}
+    shown = re.findall(r"<strong>(p\d+)</strong>", report._pictures(found, lambda *step: None))
+    order = sorted(found.scores, key=lambda name: found.scores[name]["score"], reverse=higher)
+    assert shown == [*order[: report.SHOWN], *order[::-1][: report.SHOWN]]

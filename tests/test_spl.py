@@ -10,6 +10,7 @@ from likeness.pipelines.spl import StructureSettings, color_loss, preserve_struc
 from likeness.pipelines.spl.chroma import color_change
 from likeness.pipelines.spl.losses import chroma, intensity
 from likeness.pipelines.spl.oracle import preserve_structure_by_autograd
+from likeness.pipelines.spl.score import spl_x100
 from likeness.pipelines.spl.structure import descend_on_tensors, intensity_change
 
 FAST = StructureSettings(iterations=15)
@@ -61,6 +62,18 @@ def test_structure_loss_is_blind_to_affine_changes_and_sees_both_directions():
     assert structure_loss(0.5 * source + 0.2, source) < 1e-3 * structure_loss(source.flip(-1), source)
     assert structure_loss(textured, flat) > 1e-3
     assert torch.allclose(structure_loss(textured, flat), structure_loss(flat, textured))
+
+
+@pytest.mark.parametrize("level", [0.3, 0.7, 0.9, 0.97])
+def test_the_score_of_flat_and_of_bright_pictures_keeps_its_digits(level):
+    """In float32 the squares of bright pixels hide errors as small as those of an untouched picture."""
+    flat = torch.full((1, 3, 64, 64), level)
+    assert spl_x100(flat, flat).item() == pytest.approx(0, abs=1e-9) and spl_x100(flat, flat) >= 0
+    generator = torch.Generator().manual_seed(0)
+    grained = (flat + 0.002 * torch.randn(flat.shape, generator=generator)).clamp(0, 1)
+    for image in (flat, grained.flip(-1)):
+        exact = spl_x100(image.double(), grained.double()).item()
+        assert spl_x100(image, grained).item() == pytest.approx(exact, rel=1e-3)
 
 
 def test_color_loss_uses_the_conversion_of_the_paper():

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from likeness.pipelines.training import BatchRandom, Source
 from likeness.pipelines.training.cache import TensorCache, fill_cache
 from likeness.pipelines.training.diffusion import diffusion_loss, diffusion_target, min_snr_weights
 from likeness.pipelines.training.image_folder import bucket_for, cover_crop, load_for_bucket, scan_folder
-from likeness.pipelines.training.lora import LAYERS, add_lora, kohya_tensors, target_layers
+from likeness.pipelines.training.lora import LAYERS, add_lora, kohya_tensors, merge_kohya, target_layers
 from likeness.pipelines.training.lora_task import LoraFineTune
-from likeness.pipelines.training.optimisation import learning_rate
+from likeness.pipelines.training.optimisation import averaged_weights, learning_rate, make_ema
 from likeness.pipelines.training.order import Order, share
 from likeness.pipelines.training.settings import OptimizerSettings
 from PIL import Image
@@ -46,6 +47,10 @@ def test_an_epoch_shows_every_example_and_repeats_only_to_fill_a_bucket():
         return [request.index for place in range(6) for request in order.step(number * 6 + place)]
 
     assert len({tuple(epoch(number)) for number in range(4)}) == 4, "every epoch has the same order"
+    many = Order([(32, 32)] * 12, global_batch=3, seed=1)
+    company = [{frozenset(request.index for request in many.step(step)) for step in range(4 * number, 4 * number + 4)}
+               for number in range(3)]  # fmt: skip
+    assert not company[0] & company[1] or not company[1] & company[2], "the same examples always meet in a batch"
 
 
 def test_the_order_has_no_memory():
@@ -112,6 +117,26 @@ def test_loss_and_min_snr_weights_follow_their_formulas(kind):
     plain = (prediction - diffusion_target(clean, noise, timesteps, scheduler)).square().mean()
     unweighted = diffusion_loss(prediction, clean, noise, timesteps, scheduler)
     assert float(unweighted) == pytest.approx(float(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("epsilon", 1.0), ("v_prediction", 0.0)])
+def test_min_snr_weighs_a_level_without_any_signal_by_its_limit(kind, limit):
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind, rescale_betas_zero_snr=True)
+    weights = min_snr_weights(torch.tensor([999, 990]), scheduler, 5.0)
+    assert weights.tolist() == pytest.approx([limit, limit], abs=2e-4)
+
+
+def test_averages_stand_in_for_the_weights_and_give_them_back():
+    trained = {name: nn.Parameter(torch.full((3,), value)) for name, value in (("a", 1.0), ("b", 2.0))}
+    ema = make_ema(list(trained.values()), 0.5)
+    ema.shadow_params = [torch.full((3,), 10.0), torch.full((3,), 20.0)]
+    for error in (None, KeyboardInterrupt):
+        with pytest.raises(error) if error else nullcontext(), averaged_weights(ema, trained):
+            assert [value[0].item() for value in trained.values()] == [10.0, 20.0]
+            if error:
+                raise error
+        assert [value[0].item() for value in trained.values()] == [1.0, 2.0]
+        assert [value[0].item() for value in ema.shadow_params] == [10.0, 20.0]
 
 
 def test_places_of_the_loss_count_by_their_weights():
@@ -295,6 +320,11 @@ def test_adapters_start_as_nothing_and_their_file_is_the_same_change_of_weights(
     merged = type(unet).from_config(unet.config)
     merged.load_state_dict(weights_before)
     torch.testing.assert_close(merged.eval()(x, step, context).sample, adapted, rtol=1e-4, atol=1e-5)
+    halves = type(unet).from_config(unet.config)
+    halves.load_state_dict({name: value for name, value in unet.state_dict().items() if ".lora." not in name})
+    for strength in (0.75, 0.25):
+        merge_kohya(halves, tensors, strength)
+    torch.testing.assert_close(halves.state_dict(), merged.state_dict(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_adapters_and_leaves_the_global_generator_alone(tmp_path):

@@ -60,17 +60,22 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures are made ready: ``size`` in pixels, ``mean`` and ``spread`` of R, G and B in 0..1."""
+    """How pictures are made ready: ``size`` in pixels, ``mean`` and ``spread`` of R, G and B in 0..1.
+
+    shorter: pixels that the shorter side is scaled to before the middle is cut out, at least ``size``; None for
+    ``size``, so that nothing of that side is lost.
+    """
 
     size: int
     mean: tuple[float, float, float]
     spread: tuple[float, float, float]
+    shorter: int | None = None
 
     def middle(self, pictures: Tensor) -> Tensor:
-        """The middle square, [B, 3, size, size]: shorter side to ``size``, bicubic, as CLIP and DINOv2 were trained."""
-        height, width = pictures.shape[-2:]
-        scale = self.size / min(height, width)
-        height, width = (max(self.size, round(side * scale)) for side in (height, width))
+        """The middle square, [B, 3, size, size], bicubic, as the networks' own preparations cut it (transformers)."""
+        shorter, least = self.shorter or self.size, min(pictures.shape[-2:])
+        # The longer side is rounded down, there as here: another pixel would shift the whole picture.
+        height, width = (side * shorter // least for side in pictures.shape[-2:])
         top, left = (height - self.size) // 2, (width - self.size) // 2
         return self._scaled(pictures, (height, width))[..., top : top + self.size, left : left + self.size]
 
@@ -207,7 +212,9 @@ def _preparation(folder: Path, size: int, mean, spread) -> Preparation:
     said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     crop = said.get("crop_size", size)
     crop = crop["height"] if isinstance(crop, dict) else crop
-    return Preparation(crop, tuple(said.get("image_mean", mean)), tuple(said.get("image_std", spread)))
+    shorter = said.get("size", crop)
+    shorter = shorter.get("shortest_edge", crop) if isinstance(shorter, dict) else shorter
+    return Preparation(crop, tuple(said.get("image_mean", mean)), tuple(said.get("image_std", spread)), shorter)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def summary(found: Comparison, column: str) -> dict[str, float]:
     values = values[~values.isnan()]
     known = values[values.isfinite()]
     half = half_interval(known) if len(known) > 1 else math.nan
-    mean, median = (known.mean().item(), known.median().item()) if len(known) else (math.nan, math.nan)
+    # torch's own median is the lower one of the two in the middle.
+    mean, median = (known.mean().item(), known.quantile(0.5).item()) if len(known) else (math.nan, math.nan)
     return {"count": len(values), "mean": mean, "interval": half, "median": median,
             "infinite": len(values) - len(known)}  # fmt: skip
 

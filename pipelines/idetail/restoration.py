@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 from ..filters import box_mean
-from ..images import check_image, check_mask, match_batch, match_size
+from ..images import check_image, check_mask, encoded_part, match_batch, match_size
 
 METHODS = ("guided filter", "wavelet")
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -64,14 +64,14 @@ def restore_detail(
     """``edited`` with the fine detail of ``original``, float32 [B, 3, H, W] in 0..1.
 
     edited, original: [B, 3, H, W] in 0..1, of any size, the same view; an original of another size is cropped as
-    ComfyUI's VAE Encode crops, or scaled. mask: [B, H, W] or [B, 1, H, W] in 0..1, where to restore, None for
-    everywhere; where it is 0 not a bit changes. Batches equal, or one against many. Raises ``ValueError`` for pictures
-    and masks that do not fit.
+    ComfyUI's VAE Encode crops, or scaled. mask: [B, H, W] or [B, 1, H, W] in 0..1, of either picture, where to
+    restore, None for everywhere; where it is 0 not a bit changes. Batches equal, or one against many. Raises
+    ``ValueError`` for pictures and masks that do not fit.
     """
     settings = settings or RestorationSettings()
     edited = check_image(edited, "edited image")
     size = tuple(edited.shape[-2:])
-    original = _same_view(check_image(original, "original image").to(edited.device), size)
+    original, mask = _same_view(check_image(original, "original image").to(edited.device), mask, size)
     batch = max(len(edited), len(original))
     edited, original = match_batch(edited, batch, "edited image"), match_batch(original, batch, "original image")
     mask = torch.ones_like(edited[:, :1]) if mask is None else check_mask(mask, size, batch).to(edited.device)
@@ -80,12 +80,16 @@ def restore_detail(
     return (edited + (edited + FLOOR) * torch.expm1(change)).clamp(0, 1)
 
 
-def _same_view(original: Tensor, size: tuple[int, int]) -> Tensor:
-    height, width = original.shape[-2:]
-    if (height // 8 * 8, width // 8 * 8) == size:
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        return original[..., top : top + size[0], left : left + size[1]]
-    return match_size(original, size, "original image", "edited image")
+def _same_view(original: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """The original at ``size`` (H, W), and the mask, which is cut along where it is of the original's size."""
+    own = tuple(original.shape[-2:])
+    part = encoded_part(own, size)
+    if part is None:
+        return match_size(original, size, "original image", "edited image"), mask
+    rows, columns = part
+    if mask is not None and tuple(mask.shape[-2:]) == own:
+        mask = mask[..., rows, columns]
+    return original[..., rows, columns], mask
 
 
 def log_luminance(image: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class RelightTask(BaseModelTask):
                                      lambda done, total: check_stop())  # fmt: skip
             made = pipeline.decode(latent)
         counted = mask if mask.any() else torch.ones_like(mask)
-        error = ((made - target) * counted).square().sum() / (3 * counted.sum())
+        error = ((made - target).square() * counted).sum() / (3 * counted.sum())
         return torch.cat([picture, made, target], 3)[0].cpu(), error.sqrt().item()
 
     def validation_layout(self) -> tuple[str, bool, bool]:

@@ -42,7 +42,8 @@ def cosines(one: Tensor, other: Tensor) -> Tensor:
         raise ValueError(f"features are {tuple(one.shape)} and {tuple(other.shape)}: give [B, D] of the same network.")
     if len(one) != len(other) and 1 not in (len(one), len(other)):
         raise ValueError(f"features are batches of {len(one)} and {len(other)}: give equal ones, or one against many.")
-    return cosine_similarity(one.double(), other.to(one.device).double(), dim=1)
+    # Rounding alone leads beyond 1, and to scores of -0.0000.
+    return cosine_similarity(one.double(), other.to(one.device).double(), dim=1).clamp(-1, 1)
 
 
 def clip_score(pictures: Tensor, texts: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ def local_linear_error(x: torch.Tensor, y: torch.Tensor, radius: int, epsilon: f
     slightly negative from rounding. The coefficients a and b are constants to the gradient (authors' code).
     ``mean(image, radius)`` is the truncated window mean.
     """
+    # Constants change nothing but the offset b, and small values keep the digits of flat areas.
+    x, y = (image - image.detach().mean(dim=(-2, -1), keepdim=True) for image in (x, y))
     mean_x, mean_y = mean(x, radius), mean(y, radius)
     mean_xx, mean_xy, mean_yy = mean(x * x, radius), mean(x * y, radius), mean(y * y, radius)
     with torch.no_grad():

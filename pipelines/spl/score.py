@@ -57,7 +57,7 @@ def score_structure(image: torch.Tensor, source: torch.Tensor) -> StructureScore
 
 def spl_x100(image: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """L_SPL of two [B, 3, H, W] in 0..1 times 100, [B]; 0 is perfect."""
-    return 100 * structure_loss(image, source)
+    return 100 * structure_loss(image, source).clamp(min=0)
 
 
 # For ``evaluation``, which knows no method: the function by name, and whether higher is better.

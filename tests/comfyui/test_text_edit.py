@@ -9,8 +9,10 @@ import comfy.sd1_clip
 import pytest
 import test_parity
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from diffusers import DDIMScheduler
+from likeness.nodes.hooks.attention_patches import _CrossControl
 from likeness.nodes.hooks.edit_guider import EditGuider
 from likeness.nodes.hooks.prompt_tokens import read_clip_prompt
 from likeness.nodes.spl import StructureGuidanceNode
@@ -251,8 +253,6 @@ def test_other_nodes_patches_are_kept_and_chained(unet):
 
     def silent_replace(q, k, v, extra_options):
         seen.append("replace")
-        from comfy.ldm.modules.attention import optimized_attention
-
         return optimized_attention(q, k, v, extra_options["n_heads"])
 
     def silent_patch(n, context, value, extra_options):
@@ -273,6 +273,24 @@ def test_other_nodes_patches_are_kept_and_chained(unet):
     loud = model.clone()
     loud.set_model_attn2_replace(loud_replace, "middle", 0, 0)
     assert (run(guider_of(loud, clip), latent) - plain).abs().max() > 1e-3
+
+
+def test_what_another_node_adds_to_cross_attention_stays_in_every_row():
+    prompts = [read_clip_prompt(StandInClip(CONTEXT), text) for text in TEXTS]
+    control, draw = AttentionControl(AttentionSettings(), *prompts), torch.Generator().manual_seed(0)
+    q = torch.randn((8, 12, 16), generator=draw)  # two halves of source and target, two pictures each
+    k, v = torch.randn((2, 8, prompts[0].length, 16), generator=draw)
+    extra = {"n_heads": 2, "attn_precision": None, "cond_or_uncond": [0, 1]}
+
+    def added(q, k, v, extra_options):
+        attended = optimized_attention(q, k, v, extra_options["n_heads"])
+        return attended + torch.arange(8.0)[:, None, None]
+
+    alone, both = (_CrossControl(control, previous)(q, k, v, extra) for previous in (None, added))
+    torch.testing.assert_close(both, alone + torch.arange(8.0)[:, None, None], rtol=1e-4, atol=1e-5)
+    untouched = optimized_attention(q, k, v, 2)
+    changed = (alone - untouched).abs().amax((1, 2)) > 1e-3
+    assert changed.tolist() == [False, False, True, True, False, False, False, False]
 
 
 def unpatched_output(model):

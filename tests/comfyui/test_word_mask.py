@@ -90,12 +90,40 @@ def test_recorded_maps_are_the_mean_of_all_layers_of_the_size(unet, shape, taken
     torch.testing.assert_close(alone, maps)
 
 
-def test_flux_maps_are_what_picture_tokens_pay_to_text(flux):
-    model, clip = flux
-    found, latent = [], latents(2, 16, 12, 10)
+def test_every_look_has_fresh_noise_of_the_seed_at_its_own_level(unet):
+    model, clip = unet
+    latent, seen = latents(1, 4, 16, 24), []
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "sgm_uniform", 4)
+
+    def watch(apply_model, given):
+        seen.append((given["input"].clone(), float(given["timestep"].flatten()[0])))
+        return apply_model(given["input"], given["timestep"], **given["c"])
+
+    watched = model.clone()
+    watched.set_model_unet_function_wrapper(watch)
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    noises = []
+    for seed in (5, 5, 50):
+        seen.clear()
+        attention_to_prompt(watched, conditioning, latent, 4, seed)
+        assert [sigma for _, sigma in seen] == pytest.approx(sigmas[:-1].tolist())
+        clean = model.model.process_latent_in(latent)
+        # Above the last level of the training ComfyUI starts with slightly more noise.
+        noises.append(torch.stack([(x - clean) / sigma for x, sigma in seen]).flatten(1))
+    assert torch.equal(noises[0], noises[1])
+    assert (noises[0][1:].std(1) - 1).abs().max() < 0.1
+    together = torch.corrcoef(torch.cat([noises[0], noises[2]]))
+    assert (together - torch.eye(8)).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("double_blocks", [1, 5])
+def test_flux_maps_are_what_picture_tokens_pay_to_text(double_blocks):
+    """In the part of the blocks that are the paper's 12 to 18 of 19: with 5 of them the last two."""
+    model, clip = tiny_flux(double_blocks=double_blocks), StandInClip(CONTEXT, "flux", pooled=32)
+    found, latent, first = [], latents(2, 16, 12, 10), {1: 0, 5: 3}[double_blocks]
 
     def patch(q, k, v, pe=None, attn_mask=None, extra_options=None):
-        if extra_options["block_type"] == "double":
+        if extra_options["block_type"] == "double" and extra_options["block_index"] >= first:
             text = extra_options["img_slice"][0]
             q, k = apply_rope(q, k, pe)
             scores = torch.einsum("bhic,bhjc->bhij", q, k) / q.shape[-1] ** 0.5
@@ -106,7 +134,7 @@ def test_flux_maps_are_what_picture_tokens_pay_to_text(flux):
     watched.set_model_attn1_patch(patch)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
     maps = attention_to_prompt(watched, conditioning, latent, 2, 5)
-    assert len(found) == 2
+    assert len(found) == 2 * (double_blocks - first)
     assert maps.shape == (2, 256, 6, 5)
     expected = torch.stack(found).mean(dim=0).transpose(1, 2).unflatten(-1, (6, 5))
     torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-6)

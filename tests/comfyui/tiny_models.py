@@ -48,9 +48,9 @@ FLUX = {
 }  # fmt: skip
 
 
-def tiny_flux(seed: int = 0) -> comfy.model_patcher.ModelPatcher:
+def tiny_flux(seed: int = 0, double_blocks: int = 1) -> comfy.model_patcher.ModelPatcher:
     """A flow-matching transformer of the Flux family (16 latent channels) as a MODEL."""
-    config = comfy.supported_models.Flux(FLUX)
+    config = comfy.supported_models.Flux({**FLUX, "depth": double_blocks})
     config.set_inference_dtype(torch.float32, None)
     return _patcher(config.get_model({}, device=CPU), seed)
 
