@@ -191,6 +191,19 @@ def test_batches_of_photos_masks_and_prompts(host, pictures, masks, prompts, bat
     assert "noise_concat" not in texts[0][1], "the conditioning that went in is left as it was"
 
 
+def test_latents_of_another_number_than_photos_are_refused(host):
+    """ComfyUI gives the first photo to the second latent of a batch once that is sampled alone."""
+    model = host.by_our_loader()
+    positive, negative, latent = host.conditioned(model, photo(64, 64, batch=2), masks_for(64, 64, 2), PROMPTS[:1])
+    once = host.sample(model, positive, negative, latent)[0]
+    twice = host.sample(model, positive, negative, {"samples": torch.zeros(4, 4, 8, 8)})[0]
+    near(twice[:2], once)
+    for count in (1, 3):
+        message = f"Relight LoRA Loader: .* batch of 2 photos, .* not fit a batch of {count} latents: sample 2 latents"
+        with pytest.raises(ValueError, match=message):
+            host.sample(model, positive, negative, {"samples": torch.zeros(count, 4, 8, 8)})
+
+
 def test_a_latent_of_another_size_sees_the_photo_at_its_size(host):
     """As for hires fix: the same conditioning, on the latent enlarged; sizes of whole cells may be one off."""
     model, seen = host.by_our_loader(), []
