@@ -10,6 +10,7 @@ import pytest
 import test_parity
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from diffusers import DDIMScheduler
 from likeness.nodes.hooks.edit_guider import EditGuider
 from likeness.nodes.hooks.prompt_tokens import read_clip_prompt
@@ -273,6 +274,26 @@ def test_other_nodes_patches_are_kept_and_chained(unet):
     loud = model.clone()
     loud.set_model_attn2_replace(loud_replace, "middle", 0, 0)
     assert (run(guider_of(loud, clip), latent) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layout", [False, True])
+def test_predictions_of_earlier_steps_are_refused_where_every_step_has_its_own_noise(unet, layout):
+    """With LazyCache the picture was noise, and with a layout branch the error one of Python's."""
+    model, clip = unet
+    lazy = LazyCacheNode.execute(model, 100.0, 0.0, 1.0, False).result[0]
+    with pytest.raises(ValueError, match=r"Virtual Inversion Sampler: .*LazyCache.* earlier step.*: connect the model"):
+        run(guider_of(lazy, clip, layout_branch=layout), latents(1, 4, 16, 16), sigmas=sigmas_of(model, 8))
+
+
+def test_easycache_works_with_virtual_inversion_and_is_refused_by_ddim_inversion(unet):
+    model, clip = unet
+    latent, sigmas = latents(1, 4, 16, 16), sigmas_of(model, 8)
+    eager, lazy = (node.execute(model, 100.0, 0.0, 1.0, False).result[0] for node in (EasyCacheNode, LazyCacheNode))
+    ddim = DdimInversionSampler.execute(1).result[0]
+    assert torch.isfinite(run(guider_of(eager, clip), latent, sigmas=sigmas)).all()
+    assert torch.isfinite(run(guider_of(lazy, clip), latent, ddim, sigmas)).all()
+    with pytest.raises(ValueError, match="DDIM Inversion Sampler: EasyCache .*: connect the model from before EasyC"):
+        run(guider_of(eager, clip), latent, ddim, sigmas)
 
 
 def unpatched_output(model):
