@@ -41,6 +41,18 @@ def cut_as_encoded(
     return source[..., rows, columns], mask
 
 
+def warn_of_black(mask: torch.Tensor | None, node: str) -> None:
+    """Tell in the log that a mask leaves ``node`` nothing to do: a picture that comes out as it went in tells no one.
+
+    No error: a mask that another node made is rightly black where it found nothing.
+    """
+    if mask is not None and not mask.any():
+        logging.warning(
+            "%s: the mask is black, so nothing is done. Load Image gives a black mask of 64x64 for a picture without "
+            "transparency: for the whole picture leave the mask unconnected.", node,
+        )  # fmt: skip
+
+
 def make_room(device: torch.device, size: tuple[int, int], planes: int) -> None:
     """Let ComfyUI free memory of ``device`` for that many float32 planes of ``size`` ``(H, W)``."""
     if device.type != "cpu":

@@ -6,7 +6,16 @@ from comfy_api.latest import io
 
 from ..pipelines.idetail.restoration import METHODS, RestorationSettings, restore_detail
 from ..pipelines.images import check_image, match_batch
-from .convert import compute_device, cut_as_encoded, make_room, named_errors, node_progress, to_comfy, to_pipeline
+from .convert import (
+    compute_device,
+    cut_as_encoded,
+    make_room,
+    named_errors,
+    node_progress,
+    to_comfy,
+    to_pipeline,
+    warn_of_black,
+)
 
 PLANES = 40  # of float32 that a picture needs while its detail is restored, colours and all
 
@@ -52,6 +61,7 @@ class DetailRestore(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, original, method, strength, detail_size, mask=None) -> io.NodeOutput:
+        warn_of_black(mask, "Detail Restore")
         with named_errors("Detail Restore"):
             picture = check_image(to_pipeline(image), "edited image")
             original, mask = cut_as_encoded(check_image(to_pipeline(original), "original image"), picture, mask)
