@@ -69,6 +69,7 @@ def _with_every_prompt(executor, x, t, c_concat=None, *args, **kwargs):
     if found != wanted:
         raise ValueError(
             f"{_NODE}: a prompt reaches the sampler with {found} channels of photo and mask, relighting needs "
-            f"{wanted}: send all prompts, positive and negative, through Relight Conditioning."
+            f"{wanted}: send all prompts, positive and negative, through Relight Conditioning. A node that is given "
+            "text alone (Edit Mask from Prompt Words) takes the MODEL from before the loader."
         )
     return executor(x, t, c_concat, *args, **kwargs)

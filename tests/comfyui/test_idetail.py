@@ -9,7 +9,10 @@ import comfy.samplers
 import pytest
 import torch
 from likeness.nodes.idetail import ALL, NONE, TRAINED, RelightConditioning, RelightPrompt
+from likeness.nodes.models import load_embedded
 from likeness.nodes.spl import StructureGuidanceNode
+from likeness.nodes.text_edit import EditMaskFromWords
+from likeness.pipelines.embedded import SHIPPED
 from likeness.pipelines.idetail.conditioning import latent_mask
 from likeness.pipelines.idetail.prompts import EFFECTS, TARGET_PROMPTS
 from likeness.pipelines.spl import structure_loss
@@ -240,6 +243,15 @@ def test_a_prompt_without_the_photo_is_refused_where_it_counts(host):
     for unwidened in (host.model, host.by_our_loader("_lora")):
         found = host.sample(unwidened, host.encode(PROMPTS[:1]), bare, latent, 5.0)[0]
         assert torch.isfinite(found).all() and found.std() > 0.01
+
+
+def test_a_node_that_takes_text_alone_is_told_which_model_to_take(host):
+    clip = load_embedded(SHIPPED)[1]
+    inputs = {"clip": clip, "vae": host.vae, "image": photo(64, 64), "prompt": "a person", "words": "person",
+              "threshold": 0.4, "outside": False, "steps": 1}  # fmt: skip
+    assert EditMaskFromWords.execute(host.model, **inputs).result[0].shape == (1, 64, 64)
+    with pytest.raises(ValueError, match=r"Edit Mask .* takes the MODEL from before the loader"):
+        EditMaskFromWords.execute(host.by_our_loader(), **inputs)
 
 
 def test_the_stock_ksampler_takes_its_outputs(host):
