@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ..pipelines.images import encoded_part
+from ..pipelines import images
 
 
 def to_pipeline(image: torch.Tensor) -> torch.Tensor:
@@ -29,15 +29,23 @@ def cut_as_encoded(
     Where what VAE Encode cuts off a photo explains the two sizes the source loses it, too; others stay as they are.
     """
     size, own = tuple(image.shape[-2:]), tuple(source.shape[-2:])
-    part = encoded_part(own, size)
-    if size == own or part is None:
-        return source, mask
-    logging.info("The source is %dx%d, the picture %dx%d: its border is cut off, as VAE Encode does.", *own[::-1],
-                 *size[::-1])  # fmt: skip
-    rows, columns = part
-    if mask is not None and tuple(mask.shape[-2:]) == own:
-        mask = mask[..., rows, columns]
-    return source[..., rows, columns], mask
+    source, mask = images.cut_as_encoded(source, size, mask)
+    if tuple(source.shape[-2:]) != own:
+        logging.info("The source is %dx%d, the picture %dx%d: its border is cut off, as VAE Encode does.", *own[::-1],
+                     *size[::-1])  # fmt: skip
+    return source, mask
+
+
+def warn_of_black(mask: torch.Tensor | None, node: str) -> None:
+    """Tell in the log that a mask leaves ``node`` nothing to do: a picture that comes out as it went in tells no one.
+
+    No error: a mask that another node made is rightly black where it found nothing.
+    """
+    if mask is not None and not mask.any():
+        logging.warning(
+            "%s: the mask is black, so nothing is done. Load Image gives a black mask of 64x64 for a picture without "
+            "transparency: for the whole picture leave the mask unconnected.", node,
+        )  # fmt: skip
 
 
 def make_room(device: torch.device, size: tuple[int, int], planes: int) -> None:

@@ -1,9 +1,23 @@
 """Detail Restore: the fine detail of a photo for its relit copy."""
 
+import comfy.model_management
+import torch
 from comfy_api.latest import io
 
 from ..pipelines.idetail.restoration import METHODS, RestorationSettings, restore_detail
-from .convert import compute_device, named_errors, to_comfy, to_pipeline
+from ..pipelines.images import check_image, match_batch
+from .convert import (
+    compute_device,
+    cut_as_encoded,
+    make_room,
+    named_errors,
+    node_progress,
+    to_comfy,
+    to_pipeline,
+    warn_of_black,
+)
+
+PLANES = 40  # of float32 that a picture needs while its detail is restored, colours and all
 
 
 class DetailRestore(io.ComfyNode):
@@ -47,10 +61,26 @@ class DetailRestore(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, original, method, strength, detail_size, mask=None) -> io.NodeOutput:
-        device = compute_device()
+        warn_of_black(mask, "Detail Restore")
         with named_errors("Detail Restore"):
-            restored = restore_detail(
-                to_pipeline(image).to(device), to_pipeline(original).to(device), mask,
-                RestorationSettings(method, strength, detail_size),
-            )  # fmt: skip
-        return io.NodeOutput(to_comfy(restored))
+            picture = check_image(to_pipeline(image), "edited image")
+            original, mask = cut_as_encoded(check_image(to_pipeline(original), "original image"), picture, mask)
+            settings = RestorationSettings(method, strength, detail_size)
+            return io.NodeOutput(to_comfy(restored_one_by_one(picture, original, mask, settings)))
+
+
+def restored_one_by_one(picture, original, mask, settings: RestorationSettings) -> torch.Tensor:
+    """``restore_detail`` of a batch, of which only one picture at a time is on the device it is computed on."""
+    count = max(len(picture), len(original))
+    batches = [match_batch(picture, count, "edited image"), match_batch(original, count, "original image")]
+    if mask is not None:
+        batches.append(match_batch(mask.reshape(-1, *mask.shape[-2:]), count, "mask"))
+    device, report = compute_device(), node_progress()
+    make_room(device, tuple(picture.shape[-2:]), PLANES)
+    made = []
+    for number in range(count):
+        report(number, count)
+        restored = restore_detail(*(batch[number, None].to(device) for batch in batches), settings=settings)
+        made.append(restored.to(comfy.model_management.intermediate_device()))
+    report(count, count)
+    return torch.cat(made)

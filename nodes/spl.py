@@ -9,7 +9,15 @@ from comfy_api.latest import io
 from ..pipelines.images import check_image, match_pair
 from ..pipelines.spl import StructureSettings, preserve_structure
 from ..pipelines.spl.optimise import prepare_mask
-from .convert import compute_device, cut_as_encoded, make_room, node_progress, to_comfy, to_pipeline
+from .convert import (
+    compute_device,
+    cut_as_encoded,
+    make_room,
+    node_progress,
+    to_comfy,
+    to_pipeline,
+    warn_of_black,
+)
 from .hooks.structure_guidance import StructureGuidanceHook
 
 _CATEGORY = "Likeness/SPL"
@@ -95,6 +103,7 @@ class StructureGuidanceNode(io.ComfyNode):
         if vae is None:
             raise ValueError("Structure Guidance: the vae input is empty: connect the VAE that belongs to this model.")
         settings = _settings(structure_weight, keep_colors, iterations, color_weight, radius, mask_dilation)
+        warn_of_black(mask, "Structure Guidance")
         source = check_image(to_pipeline(source), "source image", settings.window).movedim(1, -1)
         return io.NodeOutput(StructureGuidanceHook(vae, source, mask, settings, start).attach(model))
 
@@ -123,6 +132,7 @@ class StructureRefine(io.ComfyNode):
     def execute(cls, image, source, structure_weight, keep_colors, iterations, mask=None,
                 color_weight=1000.0, radius=5, mask_dilation=0) -> io.NodeOutput:  # fmt: skip
         settings = _settings(structure_weight, keep_colors, iterations, color_weight, radius, mask_dilation)
+        warn_of_black(mask, "Structure Refine")
         picture = to_pipeline(image)
         source, mask = cut_as_encoded(to_pipeline(source), picture, mask)
         return io.NodeOutput(to_comfy(refined_one_by_one(picture, source, mask, settings)))

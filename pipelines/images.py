@@ -93,14 +93,20 @@ def match_size(image: torch.Tensor, size: tuple[int, int], name: str, other: str
     return torch.nn.functional.interpolate(image, size=tuple(size), mode="bilinear", antialias=True)
 
 
-def encoded_part(size: tuple[int, int], cut: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Rows and columns of a picture of ``size`` ``(H, W)`` that ComfyUI's VAE Encode keeps, if that leaves ``cut``.
+def cut_as_encoded(
+    source: torch.Tensor, size: tuple[int, int], mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``source`` ``[B, 3, H, W]``, and a ``mask`` of its size, cut as ComfyUI's VAE Encode cuts, if that leaves ``size``.
 
-    It cuts a photo to whole latent cells, around its centre, and says nothing. None where that is not what left it.
+    It cuts a photo to whole latent cells, around its centre, and says nothing. Others stay as they are.
     """
-    if not any(tuple(cut) == tuple(side // cell * cell for side in size) for cell in CELLS):
-        return None
-    return tuple(slice((have - want) // 2, (have - want) // 2 + want) for have, want in zip(size, cut, strict=True))
+    own = tuple(source.shape[-2:])
+    if not any(tuple(size) == tuple(side // cell * cell for side in own) for cell in CELLS):
+        return source, mask
+    rows, columns = (slice((have - want) // 2, (have - want) // 2 + want) for have, want in zip(own, size, strict=True))
+    if mask is not None and tuple(mask.shape[-2:]) == own:
+        mask = mask[..., rows, columns]
+    return source[..., rows, columns], mask
 
 
 def check_mask(mask: torch.Tensor, size: tuple[int, int], batch: int, name: str = "mask") -> torch.Tensor:

@@ -33,12 +33,14 @@ class EditBranches:
     source, layout: their noisy latents, shaped as the target's; layout is None where nothing reads it.
     clean: the source's clean latent for virtual inversion, None for plain predictions.
     layout_clean: the clean estimate of the layout branch; the guider puts it here.
+    answered: whether the guider was asked; a node around it may give an earlier step's prediction instead.
     """
 
     source: torch.Tensor
     layout: torch.Tensor | None
     clean: torch.Tensor | None
     layout_clean: torch.Tensor | None = None
+    answered: bool = False
 
     def in_options(self, model_options: dict) -> dict:
         """A copy of a run's options that carries these branches."""
@@ -92,6 +94,7 @@ class EditGuider(comfy.samplers.CFGGuider):
             source, *clean = self._denoise(latents, timestep, model_options)
         if branches.clean is not None:
             clean = [virtual_inversion_estimate(branches.clean, each, source) for each in clean]
+        branches.answered = True
         if len(clean) == LAYOUT:
             branches.layout_clean = clean[LAYOUT - 1]
         return clean[TARGET - 1]

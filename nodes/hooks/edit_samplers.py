@@ -6,6 +6,7 @@ each call. The picture that is edited is the ``latent_image`` of the run.
 
 import torch
 from comfy.k_diffusion.sampling import default_noise_sampler
+from comfy.patcher_extension import WrappersMP, get_wrappers_with_key
 
 from ...pipelines.spl.inversion import Level, invert_by_ddim, sample_by_virtual_inversion, sample_from_inversion
 from ..convert import interrupt_check, named_errors
@@ -25,6 +26,11 @@ def sample_virtual_inversion(model, x, sigmas, extra_args=None, callback=None, d
         source, target, *layout = latents
         branches = EditBranches(source, run.outside_mask(layout[0], source) if layout else None, run.source)
         clean = run.predict(step, target, branches)
+        if not branches.answered:
+            raise ValueError(
+                "Virtual Inversion Sampler: another node of this model (LazyCache, for example) gave an earlier step's "
+                "prediction again, but each step here has noise of its own: connect the model from before that node."
+            )
         return [clean, branches.layout_clean] if layout else [clean]
 
     return sample_by_virtual_inversion(
@@ -39,6 +45,11 @@ def sample_ddim_inversion(model, x, sigmas, extra_args=None, callback=None, disa
         run = _Run(model, x, sigmas, extra_args, callback)
         if run.guider.control.settings.layout_branch:
             raise ValueError("layout_branch belongs to virtual inversion: switch it off in Edit Guider.")
+        if get_wrappers_with_key(WrappersMP.CALC_COND_BATCH, "easycache", run.extra_args["model_options"], True):
+            raise ValueError(
+                "EasyCache reckons with noise that falls step by step, inversion raises it first: connect the model "
+                "from before EasyCache."
+            )
     if run.steps < 1:
         return x
 

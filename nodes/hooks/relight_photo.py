@@ -1,7 +1,8 @@
-"""Keeps the photo beside the noise while a relighting MODEL samples: at the latent's size, and with every prompt.
+"""Keeps the photo beside the noise while a relighting MODEL samples: its own, at its size, and with every prompt.
 
 Relight Conditioning puts photo and mask on each prompt, and ComfyUI lays them beside the noise as they are. Without
-this a latent of another size, or a prompt that went another way, ends in an error of the network's first convolution.
+this a latent of another size, or a prompt that went another way, ends in an error of the network's first convolution,
+and one latent taken out of a batch gets the first photo, whoever it is of.
 """
 
 import logging
@@ -30,8 +31,19 @@ def _at_sampled_size(executor, noise, *args, **kwargs):
             beside = conditioning.get("noise_concat")
             if beside is not None and beside.shape[1] == noise.shape[1] + 1:
                 with named_errors(_NODE):
+                    check_number(len(beside), len(noise))
                     conditioning["noise_concat"] = resized(beside, tuple(noise.shape[-2:]))
     return executor(noise, *args, **kwargs)
+
+
+def check_number(photos: int, latents: int) -> None:
+    """``ValueError`` where ComfyUI, which drops and repeats photos without a word, could pair them wrongly."""
+    if latents % photos:
+        raise ValueError(
+            f"Relight Conditioning has a batch of {photos} photos, masks or prompts, which does not fit a batch of "
+            f"{latents} latents: sample {photos} latents or a multiple of that; for some of the photos take them out "
+            "before Relight Conditioning, not their latents after it."
+        )
 
 
 def resized(beside: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -57,6 +69,7 @@ def _with_every_prompt(executor, x, t, c_concat=None, *args, **kwargs):
     if found != wanted:
         raise ValueError(
             f"{_NODE}: a prompt reaches the sampler with {found} channels of photo and mask, relighting needs "
-            f"{wanted}: send all prompts, positive and negative, through Relight Conditioning."
+            f"{wanted}: send all prompts, positive and negative, through Relight Conditioning. A node that is given "
+            "text alone (Edit Mask from Prompt Words) takes the MODEL from before the loader."
         )
     return executor(x, t, c_concat, *args, **kwargs)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 from ..filters import box_mean
-from ..images import check_image, check_mask, encoded_part, match_batch, match_size
+from ..images import check_image, check_mask, cut_as_encoded, match_batch, match_size
 
 METHODS = ("guided filter", "wavelet")
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -71,25 +71,14 @@ def restore_detail(
     settings = settings or RestorationSettings()
     edited = check_image(edited, "edited image")
     size = tuple(edited.shape[-2:])
-    original, mask = _same_view(check_image(original, "original image").to(edited.device), mask, size)
+    original, mask = cut_as_encoded(check_image(original, "original image").to(edited.device), size, mask)
+    original = match_size(original, size, "original image", "edited image")
     batch = max(len(edited), len(original))
     edited, original = match_batch(edited, batch, "edited image"), match_batch(original, batch, "original image")
     mask = torch.ones_like(edited[:, :1]) if mask is None else check_mask(mask, size, batch).to(edited.device)
     change = settings.strength * mask * missing_detail(log_luminance(edited), log_luminance(original), settings)
     # One factor for all channels keeps the colour; expm1 is exactly 0 where nothing changes.
     return (edited + (edited + FLOOR) * torch.expm1(change)).clamp(0, 1)
-
-
-def _same_view(original: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """The original at ``size`` (H, W), and the mask, which is cut along where it is of the original's size."""
-    own = tuple(original.shape[-2:])
-    part = encoded_part(own, size)
-    if part is None:
-        return match_size(original, size, "original image", "edited image"), mask
-    rows, columns = part
-    if mask is not None and tuple(mask.shape[-2:]) == own:
-        mask = mask[..., rows, columns]
-    return original[..., rows, columns], mask
 
 
 def log_luminance(image: Tensor) -> Tensor:

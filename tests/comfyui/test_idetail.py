@@ -9,7 +9,10 @@ import comfy.samplers
 import pytest
 import torch
 from likeness.nodes.idetail import ALL, NONE, TRAINED, RelightConditioning, RelightPrompt
+from likeness.nodes.models import load_embedded
 from likeness.nodes.spl import StructureGuidanceNode
+from likeness.nodes.text_edit import EditMaskFromWords
+from likeness.pipelines.embedded import SHIPPED
 from likeness.pipelines.idetail.conditioning import latent_mask
 from likeness.pipelines.idetail.prompts import EFFECTS, TARGET_PROMPTS
 from likeness.pipelines.spl import structure_loss
@@ -191,6 +194,19 @@ def test_batches_of_photos_masks_and_prompts(host, pictures, masks, prompts, bat
     assert "noise_concat" not in texts[0][1], "the conditioning that went in is left as it was"
 
 
+def test_latents_of_another_number_than_photos_are_refused(host):
+    """ComfyUI gives the first photo to the second latent of a batch once that is sampled alone."""
+    model = host.by_our_loader()
+    positive, negative, latent = host.conditioned(model, photo(64, 64, batch=2), masks_for(64, 64, 2), PROMPTS[:1])
+    once = host.sample(model, positive, negative, latent)[0]
+    twice = host.sample(model, positive, negative, {"samples": torch.zeros(4, 4, 8, 8)})[0]
+    near(twice[:2], once)
+    for count in (1, 3):
+        message = f"Relight LoRA Loader: .* batch of 2 photos, .* not fit a batch of {count} latents: sample 2 latents"
+        with pytest.raises(ValueError, match=message):
+            host.sample(model, positive, negative, {"samples": torch.zeros(count, 4, 8, 8)})
+
+
 def test_a_latent_of_another_size_sees_the_photo_at_its_size(host):
     """As for hires fix: the same conditioning, on the latent enlarged; sizes of whole cells may be one off."""
     model, seen = host.by_our_loader(), []
@@ -227,6 +243,15 @@ def test_a_prompt_without_the_photo_is_refused_where_it_counts(host):
     for unwidened in (host.model, host.by_our_loader("_lora")):
         found = host.sample(unwidened, host.encode(PROMPTS[:1]), bare, latent, 5.0)[0]
         assert torch.isfinite(found).all() and found.std() > 0.01
+
+
+def test_a_node_that_takes_text_alone_is_told_which_model_to_take(host):
+    clip = load_embedded(SHIPPED)[1]
+    inputs = {"clip": clip, "vae": host.vae, "image": photo(64, 64), "prompt": "a person", "words": "person",
+              "threshold": 0.4, "outside": False, "steps": 1}  # fmt: skip
+    assert EditMaskFromWords.execute(host.model, **inputs).result[0].shape == (1, 64, 64)
+    with pytest.raises(ValueError, match=r"Edit Mask .* takes the MODEL from before the loader"):
+        EditMaskFromWords.execute(host.by_our_loader(), **inputs)
 
 
 def test_the_stock_ksampler_takes_its_outputs(host):

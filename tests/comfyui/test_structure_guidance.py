@@ -6,8 +6,9 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from likeness.nodes.detail_restore import DetailRestore
 from likeness.nodes.hooks.structure_guidance import StructureGuidanceHook
-from likeness.nodes.spl import StructureGuidanceNode
+from likeness.nodes.spl import StructureGuidanceNode, StructureRefine
 from likeness.pipelines.spl import StructureSettings, structure_loss
 from tiny_models import block_vae, conditioning, tiny_flux, tiny_unet, video_vae
 
@@ -390,3 +391,21 @@ def test_a_mask_of_any_number_of_dimensions(unet):
     whole = sample(guided(model, vae, source, mask=mask), conds, (1, 4, 8, 8))
     for same in (mask[0], mask[:, None]):
         assert torch.equal(sample(guided(model, vae, source, mask=same), conds, (1, 4, 8, 8)), whole)
+
+
+def test_a_mask_that_leaves_nothing_to_do_is_told(unet, caplog):
+    """Load Image gives a black mask for every picture without transparency."""
+    model, vae, _ = unet
+    source, black, white = photo(64, 64), torch.zeros(1, 64, 64), torch.ones(1, 64, 64)
+    nodes = {
+        "Structure Guidance": lambda mask: guided(model, vae, source, mask=mask),
+        "Structure Refine": lambda mask: StructureRefine.execute(source, source, 10000.0, False, 1, mask=mask),
+        "Detail Restore": lambda mask: DetailRestore.execute(source, source, "wavelet", 1.0, 2.0, mask),
+    }
+    for name, run in nodes.items():
+        caplog.clear()
+        for mask in (None, white):
+            run(mask)
+        assert not caplog.records
+        run(black)
+        assert f"{name}: the mask is black, so nothing is done" in caplog.text

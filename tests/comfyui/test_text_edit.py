@@ -11,6 +11,7 @@ import test_parity
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from diffusers import DDIMScheduler
 from likeness.nodes.hooks.attention_patches import _CrossControl
 from likeness.nodes.hooks.edit_guider import EditGuider
@@ -291,6 +292,26 @@ def test_what_another_node_adds_to_cross_attention_stays_in_every_row():
     untouched = optimized_attention(q, k, v, 2)
     changed = (alone - untouched).abs().amax((1, 2)) > 1e-3
     assert changed.tolist() == [False, False, True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("layout", [False, True])
+def test_predictions_of_earlier_steps_are_refused_where_every_step_has_its_own_noise(unet, layout):
+    """With LazyCache the picture was noise, and with a layout branch the error one of Python's."""
+    model, clip = unet
+    lazy = LazyCacheNode.execute(model, 100.0, 0.0, 1.0, False).result[0]
+    with pytest.raises(ValueError, match=r"Virtual Inversion Sampler: .*LazyCache.* earlier step.*: connect the model"):
+        run(guider_of(lazy, clip, layout_branch=layout), latents(1, 4, 16, 16), sigmas=sigmas_of(model, 8))
+
+
+def test_easycache_works_with_virtual_inversion_and_is_refused_by_ddim_inversion(unet):
+    model, clip = unet
+    latent, sigmas = latents(1, 4, 16, 16), sigmas_of(model, 8)
+    eager, lazy = (node.execute(model, 100.0, 0.0, 1.0, False).result[0] for node in (EasyCacheNode, LazyCacheNode))
+    ddim = DdimInversionSampler.execute(1).result[0]
+    assert torch.isfinite(run(guider_of(eager, clip), latent, sigmas=sigmas)).all()
+    assert torch.isfinite(run(guider_of(lazy, clip), latent, ddim, sigmas)).all()
+    with pytest.raises(ValueError, match="DDIM Inversion Sampler: EasyCache .*: connect the model from before EasyC"):
+        run(guider_of(eager, clip), latent, ddim, sigmas)
 
 
 def unpatched_output(model):
