@@ -36,6 +36,7 @@ from pathlib import Path
 import comfyui_server
 import environment
 import pack
+import terminal
 
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "accelerate",
            "tomlkit", "tqdm")  # fmt: skip
@@ -48,13 +49,10 @@ RECIPES = {
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:  # before there was a StopRequest to hear it
-        if arguments[:1] == ["work"]:
-            raise  # its engine knows what that means
-        print("dataset_cli: stopped by SIGINT; nothing has changed.", file=sys.stderr)
-        return 0 if arguments[:1] == ["generate"] else 1
+    if arguments[:1] == ["work"]:
+        return run(arguments)  # its engine knows what an interrupt means
+    code = 0 if arguments[:1] == ["generate"] else 1
+    return terminal.run_script("dataset_cli", lambda: run(arguments), code, "nothing has changed")
 
 
 def run(arguments: list[str]) -> int:
@@ -182,7 +180,7 @@ def generate(options: argparse.Namespace) -> int:
     layers = [defaults_of_this_machine(recipe_class), *([read_toml(options.config)] if options.config else [])]
     settings = build_settings(settings_class(recipe_class), *layers, given_on_command_line(options))
     if options.dump_config:
-        print(dump_toml(settings), end="")
+        terminal.print_file(dump_toml(settings))
         return 0
     if options.output is None:
         raise ValueError("--output is missing: give the folder for the data set.")

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import environment
 import pack
+import terminal
 
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "scipy", "sklearn",
            "accelerate", "tomlkit", "tensorboardX", "tqdm")  # fmt: skip
@@ -39,10 +40,11 @@ EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder", "face_detect
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every console can show
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
+    return terminal.run_script("evaluate_cli", lambda: _run(options), 0, options.left)
+
+
+def _run(options: argparse.Namespace) -> int:
     environment.ensure_environment(MODULES)
     pack.quiet_libraries()
     pack.load_pack()
@@ -50,8 +52,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         return options.run(options)
-    except (Stopped, KeyboardInterrupt) as stopped:  # the latter where no StopRequest is there yet to hear it
-        print(f"\nevaluate_cli: stopped by {str(stopped) or 'SIGINT'}; {options.left}.", file=sys.stderr)
+    except Stopped as stopped:
+        print(f"\nevaluate_cli: stopped by {stopped}; {options.left}.", file=sys.stderr)
         return 0
     except _expected_errors() as error:
         print(f"evaluate_cli: {error}", file=sys.stderr)

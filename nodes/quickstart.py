@@ -19,6 +19,7 @@ from pathlib import Path
 import comfyui_server
 import environment
 import pack
+import terminal
 
 WORKFLOWS = pack.ROOT / "examples_workflows"
 REFINE_GRAPH, EDIT_GRAPH = WORKFLOWS / "structure_refine_api.json", WORKFLOWS / "text_edit_embedded_api.json"
@@ -58,6 +59,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
+    return terminal.run_script("quickstart", lambda: run(options), 1, "what was written until then stays")
+
+
+def run(options: argparse.Namespace) -> int:
     environment.ensure_environment(MODULES)
     pack.load_pack()
     try:

@@ -31,6 +31,7 @@ from pathlib import Path
 import comfyui_server
 import environment
 import pack
+import terminal
 
 # Name: (module, class) below the pack; imported only when asked for.
 TASKS = {
@@ -51,6 +52,10 @@ PLACEHOLDER = "CHANGE-ME"
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
+    return terminal.run_script("train_cli", lambda: run(arguments), 0, "nothing has changed")
+
+
+def run(arguments: list[str]) -> int:
     if arguments[:1] in (["train"], ["check"]) and arguments[1:2] in ([], ["-h"], ["--help"]):
         print(f"usage: train_cli.py {arguments[0]} TASK [settings], TASK one of: {', '.join(sorted(TASKS))}")
         return 0 if arguments[1:] else 2
@@ -110,7 +115,7 @@ def run_task(options: argparse.Namespace, rest: list[str]) -> int:
     given = _parse_settings(f"train_cli.py {options.command} {options.task}", cls, rest)
     settings = _settings(cls, given)
     if given.dump_config:
-        print(dump_toml(settings), end="")
+        terminal.print_file(dump_toml(settings))
         return 0
     trainer = Trainer(cls(settings.task, settings.run.seed), settings)
     if options.command == "train":

@@ -5,6 +5,7 @@ command-line options with their help, the checks, the errors and the TOML that `
 """
 
 import argparse
+import codecs
 import difflib
 import math
 import types
@@ -93,7 +94,10 @@ def read_toml(path: str | Path) -> dict[str, dict]:
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        return tomlkit.parse(Path(path).read_text(encoding="utf-8-sig")).unwrap()
+        content = Path(path).read_bytes()
+        # What ">" of Windows PowerShell writes.
+        encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        return tomlkit.parse(content.decode(encoding)).unwrap()
     except OSError as error:
         raise SettingsError(f"{path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
     except (TOMLKitError, UnicodeDecodeError) as error:
