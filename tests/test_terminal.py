@@ -69,3 +69,35 @@ def test_settings_that_are_redirected_into_a_file_come_back(tmp_path):
         path.write_text(done.stdout.decode("utf-8"), encoding=encoding)
         settings = read_toml(path)
         assert (settings["task"]["data"], settings["run"]["output"]) == ("写真", "Läufe")
+
+
+# What a restarted script does with Ctrl-C: it takes its time to save.
+SAVES = """
+import signal, sys, time
+def save(number, frame):
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGINT, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+RESTARTS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import environment
+sys.argv, os.name = [sys.argv[2]], "nt"
+environment._restart(sys.executable)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal to a process group, as a terminal does")
+def test_a_script_that_windows_starts_anew_may_save_before_it_ends(tmp_path):
+    script = tmp_path / "saves.py"
+    script.write_text(SAVES)
+    command = [sys.executable, "-c", RESTARTS, str(NODES), str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as started:
+        assert started.stdout.readline() == "ready\n"
+        os.killpg(started.pid, signal.SIGINT)
+        assert started.wait(30) == 0
+        assert started.stdout.read() == "saved\n"
