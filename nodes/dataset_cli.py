@@ -171,14 +171,13 @@ def list_recipes(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from likeness.pipelines.configuration import build_settings, dump_toml, given_on_command_line, read_toml
+    from likeness.pipelines.configuration import dump_toml
     from likeness.pipelines.generation import WorkerScript, prepare_dataset
     from likeness.pipelines.generation import generate as run_engine
     from likeness.pipelines.stop import StopRequest
 
     recipe_class = find_recipe(options.recipe)
-    layers = [defaults_of_this_machine(recipe_class), *([read_toml(options.config)] if options.config else [])]
-    settings = build_settings(settings_class(recipe_class), *layers, given_on_command_line(options))
+    settings = _settings(recipe_class, options)
     if options.dump_config:
         terminal.print_file(dump_toml(settings))
         return 0
@@ -192,6 +191,17 @@ def generate(options: argparse.Namespace) -> int:
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())
     return conclude(state, stop.reason)
+
+
+def _settings(recipe_class: type, options: argparse.Namespace):
+    from likeness.pipelines.configuration import build_settings, given_on_command_line, placeholders, read_toml
+
+    known, layers = settings_class(recipe_class), [defaults_of_this_machine(recipe_class)]
+    if options.dump_config:
+        layers.append(placeholders(known))
+    if options.config is not None:
+        layers.append(read_toml(options.config))
+    return build_settings(known, *layers, given_on_command_line(options))
 
 
 def defaults_of_this_machine(recipe_class: type) -> dict[str, dict]:

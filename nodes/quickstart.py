@@ -79,10 +79,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_edits(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.images import load_image, save_image
 
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(options.output)
     edits, portrait = {"edit": options.text} if options.text else EDITS, load_image(PORTRAIT)
     started = time.perf_counter()
     if host is None:
@@ -162,10 +162,10 @@ def report_edits(portrait, edited: dict[str, list], edits: dict[str, str], outpu
 
 def run_relighting(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
     import torch
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.images import load_image, save_image
 
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(options.output)
     started = time.perf_counter()
     if host is None:
         print("Relighting in our own pipeline.")
@@ -217,6 +217,7 @@ def relight_in_comfyui(folder: Path, python: Path) -> dict:
 
 
 def run_refine(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.images import example_photo, load_image, save_image, size_text
     from likeness.pipelines.spl.damage import lossy_edit
     from likeness.pipelines.spl.score import MIN_SIDE
@@ -224,8 +225,7 @@ def run_refine(options: argparse.Namespace, host: tuple[Path, Path] | None) -> N
     photo = load_image(options.photo) if options.photo else example_photo()
     if min(photo.shape[-2:]) < MIN_SIDE:
         raise ValueError(f"{options.photo} is {size_text(photo)} pixels: use a photo of at least {MIN_SIDE} a side.")
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(options.output)
     files = {name: output / f"{name}.png" for name in ("photo", "edit", "refined", "comparison")}
     save_image(photo[0], files["photo"])
     save_image(lossy_edit(photo)[0], files["edit"])

@@ -13,6 +13,8 @@ import typing
 from dataclasses import MISSING, Field, asdict, field, fields
 from pathlib import Path
 
+PLACEHOLDER = "CHANGE-ME"
+
 
 class SettingsError(ValueError):
     """A setting is unknown, of the wrong kind or out of its range; the message names it, its value and the mend."""
@@ -116,6 +118,18 @@ def build_settings(settings_class: type, *layers: dict[str, dict], where: str = 
                 raise SettingsError(f"{section} in {where} is {values!r}: it is a section, write [{section}] above it.")
             merged[section].update(values)
     return settings_class(**{name: _build_section(name, cls, merged[name], known) for name, cls in known.items()})
+
+
+def placeholders(settings_class: type) -> dict[str, dict]:
+    """A table with ``PLACEHOLDER`` for every text or path that has to be given, for a configuration to begin with."""
+    return {
+        section.name: {
+            entry.name: PLACEHOLDER
+            for entry in fields_of(section.type)
+            if entry.default is MISSING and _kind(entry)[0] in (str, Path)
+        }
+        for section in fields_of(settings_class)
+    }
 
 
 def build_section(cls: type, table: dict, name: str = "settings"):

@@ -74,7 +74,7 @@ print("asked:", *sorted(asked - set(sys.stdlib_module_names)))
 def test_a_script_sets_up_all_that_it_imports(script):
     run = subprocess.run([sys.executable, "-c", ASKED, str(ROOT), script], capture_output=True, text=True, check=True)
     asked = set(run.stdout.rpartition("asked:")[2].split()) - {"likeness", *(name[:-3] for name in SCRIPTS)}
-    for name in ("environment", "comfyui_server", "pack", "terminal"):  # the script imports these by name
+    for name in ("environment", "comfyui_server", "pack"):  # the script imports these by name
         load_script(name)
     assert "torch" in asked and not asked - set(load_script(script).MODULES)
 

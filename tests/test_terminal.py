@@ -11,7 +11,7 @@ from comfyui_environment import load_script
 from likeness.pipelines.configuration import read_toml
 
 NODES = Path(__file__).resolve().parents[1] / "nodes"
-for needed in ("environment", "comfyui_server", "pack", "terminal"):  # the scripts import these by name
+for needed in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
     load_script(needed)
 STARTS = [
     ("train_cli", ["train", "lora"], 0), ("train_cli", ["list-tasks"], 0), ("dataset_cli", ["generate", "tiles"], 0),

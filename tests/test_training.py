@@ -599,6 +599,7 @@ def command(capfd, *words: str) -> tuple[int, str]:
 
 MISTAKES = {
     "output inside of the data": (["--output", "{world}/photos/run"], "lies inside of --data .*photos"),
+    "a file for the output": (["--output", "{world}/base/model_index.json"], "no folder to write into .*give one in"),
     "a name with folders": (["--name", "../x"], "name in .run. is '../x': give a plain name"),
     "no such model": (["--model", "nowhere"], "--model nowhere: no such file or folder"),
     "no such data": (["--data", "nowhere"], "nowhere: no such folder"),
