@@ -111,6 +111,7 @@ def test_requirements_are_lower_bounds_only():
     asked = {"torch", "diffusers", "safetensors", "insightface", "opencv-python", "numpy", "einops", "huggingface-hub"}
     assert asked <= {re.split("[><=~!]", line)[0] for line in lines}
     assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in lines)
+    assert "pillow>=10.1" in lines  # the first with Image.has_transparency_data, which reading a picture asks
 
 
 def node_ids() -> set[str]:
