@@ -36,6 +36,7 @@ from pathlib import Path
 import comfyui_server
 import environment
 import pack
+import terminal
 
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "accelerate",
            "tomlkit", "tqdm")  # fmt: skip
@@ -48,13 +49,10 @@ RECIPES = {
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        return run(arguments)
-    except KeyboardInterrupt:  # before there was a StopRequest to hear it
-        if arguments[:1] == ["work"]:
-            raise  # its engine knows what that means
-        print("dataset_cli: stopped by SIGINT; nothing has changed.", file=sys.stderr)
-        return 0 if arguments[:1] == ["generate"] else 1
+    if arguments[:1] == ["work"]:
+        return run(arguments)  # its engine knows what an interrupt means
+    code = 0 if arguments[:1] == ["generate"] else 1
+    return terminal.run_script("dataset_cli", lambda: run(arguments), code, "nothing has changed")
 
 
 def run(arguments: list[str]) -> int:
@@ -173,16 +171,15 @@ def list_recipes(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from likeness.pipelines.configuration import build_settings, dump_toml, given_on_command_line, read_toml
+    from likeness.pipelines.configuration import dump_toml
     from likeness.pipelines.generation import WorkerScript, prepare_dataset
     from likeness.pipelines.generation import generate as run_engine
     from likeness.pipelines.stop import StopRequest
 
     recipe_class = find_recipe(options.recipe)
-    layers = [defaults_of_this_machine(recipe_class), *([read_toml(options.config)] if options.config else [])]
-    settings = build_settings(settings_class(recipe_class), *layers, given_on_command_line(options))
+    settings = _settings(recipe_class, options)
     if options.dump_config:
-        print(dump_toml(settings), end="")
+        terminal.print_file(dump_toml(settings))
         return 0
     if options.output is None:
         raise ValueError("--output is missing: give the folder for the data set.")
@@ -194,6 +191,17 @@ def generate(options: argparse.Namespace) -> int:
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())
     return conclude(state, stop.reason)
+
+
+def _settings(recipe_class: type, options: argparse.Namespace):
+    from likeness.pipelines.configuration import build_settings, given_on_command_line, placeholders, read_toml
+
+    known, layers = settings_class(recipe_class), [defaults_of_this_machine(recipe_class)]
+    if options.dump_config:
+        layers.append(placeholders(known))
+    if options.config is not None:
+        layers.append(read_toml(options.config))
+    return build_settings(known, *layers, given_on_command_line(options))
 
 
 def defaults_of_this_machine(recipe_class: type) -> dict[str, dict]:

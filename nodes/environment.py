@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,10 @@ def _restart(python: Path) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "nt":
-        # Windows' exec returns to the shell at once, before the new process has done anything.
+        # Windows' exec returns to the shell at once, before the new process has done anything. Ctrl-C reaches both
+        # processes; what it means the new one knows, and it may have to save first.
+        for name in ("SIGINT", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda number, frame: None)
         sys.exit(subprocess.call(command))
     os.execv(command[0], command)

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import environment
 import pack
+import terminal
 
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "cv2", "skimage", "scipy", "sklearn",
            "accelerate", "tomlkit", "tensorboardX", "tqdm")  # fmt: skip
@@ -39,10 +40,11 @@ EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder", "face_detect
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
-    for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every console can show
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
+    return terminal.run_script("evaluate_cli", lambda: _run(options), 0, options.left)
+
+
+def _run(options: argparse.Namespace) -> int:
     environment.ensure_environment(MODULES)
     pack.quiet_libraries()
     pack.load_pack()
@@ -50,8 +52,8 @@ def main(arguments: list[str]) -> int:
 
     try:
         return options.run(options)
-    except (Stopped, KeyboardInterrupt) as stopped:  # the latter where no StopRequest is there yet to hear it
-        print(f"\nevaluate_cli: stopped by {str(stopped) or 'SIGINT'}; {options.left}.", file=sys.stderr)
+    except Stopped as stopped:
+        print(f"\nevaluate_cli: stopped by {stopped}; {options.left}.", file=sys.stderr)
         return 0
     except _expected_errors() as error:
         print(f"evaluate_cli: {error}", file=sys.stderr)
@@ -185,9 +187,11 @@ def _add_networks(command) -> None:
 def run_score(options: argparse.Namespace) -> int:
     """The command ``score``: a table on the screen, and a JSON file."""
     from likeness.pipelines.evaluation.files import score_files
-    from likeness.pipelines.files import write_json
+    from likeness.pipelines.files import make_folder, write_json
     from likeness.pipelines.stop import StopRequest
 
+    if options.json is not None:  # now, for the scores take long
+        make_folder(options.json.parent)
     with StopRequest() as stop:
         found = score_files(options.pictures, _panel(options), options.source, options.prompt,
                             options.source_prompt, options.mask, stop.check)  # fmt: skip
@@ -206,10 +210,11 @@ def run_compare(options: argparse.Namespace) -> int:
     from likeness.pipelines.evaluation.folders import compare_folders
     from likeness.pipelines.evaluation.report import write_report
     from likeness.pipelines.evaluation.sets import SetScores, score_sets
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.stop import Stopped
 
     panel = _panel(options)
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     with _listening(options.output) as step:
         found = compare_folders(options.folder, options.reference, panel, options.prompt, options.masks, step)
         sets = None
@@ -256,7 +261,7 @@ def run_claims_spl(options: argparse.Namespace) -> int:
     from likeness.pipelines.spl.claims import ClaimsSettings, claims_report, measure_claims
     from likeness.pipelines.spl.edit_pipeline import EditSettings
 
-    _check_people(options)
+    _check(options)
     settings = ClaimsSettings(options.people, options.population, options.batch, edit=EditSettings(steps=options.steps))
     family = load_family(options.models or SHIPPED)
     with _listening(options.output) as step:
@@ -271,7 +276,7 @@ def run_claims_idetail(options: argparse.Namespace) -> int:
     from likeness.pipelines.idetail import claims
     from likeness.pipelines.stop import StopRequest
 
-    _check_people(options)
+    _check(options)
     models = options.models or SHIPPED
     settings = claims.ClaimsSettings(
         options.data, options.conv_in, options.output / "runs", models, options.steps, people=options.people,
@@ -301,7 +306,7 @@ def run_adapter_idetail(options: argparse.Namespace) -> int:
     from likeness.pipelines.idetail.card import ship
     from likeness.pipelines.idetail.prompts import EFFECTS
 
-    _check_people(options)
+    _check(options)
     models = options.models or SHIPPED
     settings = claims.ClaimsSettings(
         options.output, options.conv_in, options.output, models, people=options.people, population=options.population,
@@ -317,15 +322,18 @@ def run_adapter_idetail(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_people(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
+    """What would fail only after everything was measured."""
+    from likeness.pipelines.files import make_folder
+
     if options.people < 2:
         raise ValueError(f"--people is {options.people}: give at least 2, intervals are over people.")
+    make_folder(options.output)
 
 
 def _write_claims(options: argparse.Namespace, report: str, found) -> int:
     from likeness.pipelines.files import write_between, write_json, write_text
 
-    options.output.mkdir(parents=True, exist_ok=True)
     write_text(options.output / "report.md", report + "\n")
     scores = {row: {name: values.tolist() for name, values in columns.items()} for row, columns in found.items()}
     write_json(options.output / "scores.json", scores)

@@ -19,6 +19,7 @@ from pathlib import Path
 import comfyui_server
 import environment
 import pack
+import terminal
 
 WORKFLOWS = pack.ROOT / "examples_workflows"
 REFINE_GRAPH, EDIT_GRAPH = WORKFLOWS / "structure_refine_api.json", WORKFLOWS / "text_edit_embedded_api.json"
@@ -58,6 +59,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
+    return terminal.run_script("quickstart", lambda: run(options), 1, "what was written until then stays")
+
+
+def run(options: argparse.Namespace) -> int:
     environment.ensure_environment(MODULES)
     pack.load_pack()
     try:
@@ -74,10 +79,10 @@ def main() -> int:
 
 
 def run_edits(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.images import load_image, save_image
 
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(options.output)
     edits, portrait = {"edit": options.text} if options.text else EDITS, load_image(PORTRAIT)
     started = time.perf_counter()
     if host is None:
@@ -157,10 +162,10 @@ def report_edits(portrait, edited: dict[str, list], edits: dict[str, str], outpu
 
 def run_relighting(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
     import torch
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.images import load_image, save_image
 
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(options.output)
     started = time.perf_counter()
     if host is None:
         print("Relighting in our own pipeline.")
@@ -212,6 +217,7 @@ def relight_in_comfyui(folder: Path, python: Path) -> dict:
 
 
 def run_refine(options: argparse.Namespace, host: tuple[Path, Path] | None) -> None:
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.images import example_photo, load_image, save_image, size_text
     from likeness.pipelines.spl.damage import lossy_edit
     from likeness.pipelines.spl.score import MIN_SIDE
@@ -219,8 +225,7 @@ def run_refine(options: argparse.Namespace, host: tuple[Path, Path] | None) -> N
     photo = load_image(options.photo) if options.photo else example_photo()
     if min(photo.shape[-2:]) < MIN_SIDE:
         raise ValueError(f"{options.photo} is {size_text(photo)} pixels: use a photo of at least {MIN_SIDE} a side.")
-    output = options.output
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(options.output)
     files = {name: output / f"{name}.png" for name in ("photo", "edit", "refined", "comparison")}
     save_image(photo[0], files["photo"])
     save_image(lossy_edit(photo)[0], files["edit"])

@@ -31,6 +31,7 @@ from pathlib import Path
 import comfyui_server
 import environment
 import pack
+import terminal
 
 # Name: (module, class) below the pack; imported only when asked for.
 TASKS = {
@@ -46,11 +47,14 @@ TASKS = {
 }
 MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", "accelerate", "tomlkit",
            "tensorboardX", "tqdm")  # fmt: skip
-PLACEHOLDER = "CHANGE-ME"
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
+    return terminal.run_script("train_cli", lambda: run(arguments), 0, "nothing has changed")
+
+
+def run(arguments: list[str]) -> int:
     if arguments[:1] in (["train"], ["check"]) and arguments[1:2] in ([], ["-h"], ["--help"]):
         print(f"usage: train_cli.py {arguments[0]} TASK [settings], TASK one of: {', '.join(sorted(TASKS))}")
         return 0 if arguments[1:] else 2
@@ -110,7 +114,7 @@ def run_task(options: argparse.Namespace, rest: list[str]) -> int:
     given = _parse_settings(f"train_cli.py {options.command} {options.task}", cls, rest)
     settings = _settings(cls, given)
     if given.dump_config:
-        print(dump_toml(settings), end="")
+        terminal.print_file(dump_toml(settings))
         return 0
     trainer = Trainer(cls(settings.task, settings.run.seed), settings)
     if options.command == "train":
@@ -137,12 +141,12 @@ def _parse_settings(program: str, cls: type, rest: list[str]) -> argparse.Namesp
 
 
 def _settings(cls: type, given: argparse.Namespace):
-    from likeness.pipelines.configuration import build_settings, given_on_command_line, read_toml
+    from likeness.pipelines.configuration import build_settings, given_on_command_line, placeholders, read_toml
     from likeness.pipelines.training import settings_class
 
     layers = [_defaults_of_this_machine(cls)]
     if given.dump_config:
-        layers.append(_placeholders(settings_class(cls)))
+        layers.append(placeholders(settings_class(cls)))
     if given.config is not None:
         layers.append(read_toml(given.config))
     layers.append(given_on_command_line(given))
@@ -157,18 +161,10 @@ def _defaults_of_this_machine(cls: type) -> dict[str, dict]:
     return {"task": {"tokenizer": str(tokenizer)}}
 
 
-def _placeholders(settings_class: type) -> dict[str, dict]:
-    from dataclasses import MISSING, fields
-
-    return {
-        section.name: {entry.name: PLACEHOLDER for entry in fields(section.type) if entry.default is MISSING}
-        for section in fields(settings_class)
-    }
-
-
 def export(options: argparse.Namespace, rest: list[str]) -> int:
     """Write the exported file of a kept checkpoint; needs neither the base model nor the data."""
     from likeness.pipelines.configuration import build_settings, given_on_command_line
+    from likeness.pipelines.files import make_folder
     from likeness.pipelines.training import CheckpointStore, export_checkpoint, settings_class
 
     checkpoint = CheckpointStore(options.run / "checkpoints", keep=1).load(options.step)
@@ -180,7 +176,7 @@ def export(options: argparse.Namespace, rest: list[str]) -> int:
     target = options.file or options.run / f"{settings.run.name}-{checkpoint.step:08d}.safetensors"
     if target.suffix != ".safetensors":
         raise ValueError(f"--file is {target}: give a name that ends with .safetensors.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     task = cls(settings.task, settings.run.seed)
     for path in export_checkpoint(task, settings, checkpoint, target.parent, target.stem, options.ema):
         print(f"Wrote {path}")

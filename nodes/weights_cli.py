@@ -28,6 +28,7 @@ from pathlib import Path
 import comfyui_server
 import environment
 import pack
+import terminal
 
 MODULES = ("torch", "safetensors", "huggingface_hub", "tqdm", "numpy")
 
@@ -35,6 +36,12 @@ MODULES = ("torch", "safetensors", "huggingface_hub", "tqdm", "numpy")
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
     options = _parser().parse_args(arguments)
+    download = options.run is run_download
+    left = "the same command goes on there" if download else "nothing has changed"
+    return terminal.run_script("weights_cli", lambda: _run(options), 0 if download else 1, left)
+
+
+def _run(options: argparse.Namespace) -> int:
     environment.ensure_environment(MODULES)
     pack.load_pack()
     from likeness.pipelines.stop import Stopped

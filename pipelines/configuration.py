@@ -5,12 +5,15 @@ command-line options with their help, the checks, the errors and the TOML that `
 """
 
 import argparse
+import codecs
 import difflib
 import math
 import types
 import typing
 from dataclasses import MISSING, Field, asdict, field, fields
 from pathlib import Path
+
+PLACEHOLDER = "CHANGE-ME"
 
 
 class SettingsError(ValueError):
@@ -93,7 +96,10 @@ def read_toml(path: str | Path) -> dict[str, dict]:
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        return tomlkit.parse(Path(path).read_text(encoding="utf-8-sig")).unwrap()
+        content = Path(path).read_bytes()
+        # What ">" of Windows PowerShell writes.
+        encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        return tomlkit.parse(content.decode(encoding)).unwrap()
     except OSError as error:
         raise SettingsError(f"{path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
     except (TOMLKitError, UnicodeDecodeError) as error:
@@ -112,6 +118,18 @@ def build_settings(settings_class: type, *layers: dict[str, dict], where: str = 
                 raise SettingsError(f"{section} in {where} is {values!r}: it is a section, write [{section}] above it.")
             merged[section].update(values)
     return settings_class(**{name: _build_section(name, cls, merged[name], known) for name, cls in known.items()})
+
+
+def placeholders(settings_class: type) -> dict[str, dict]:
+    """A table with ``PLACEHOLDER`` for every text or path that has to be given, for a configuration to begin with."""
+    return {
+        section.name: {
+            entry.name: PLACEHOLDER
+            for entry in fields_of(section.type)
+            if entry.default is MISSING and _kind(entry)[0] in (str, Path)
+        }
+        for section in fields_of(settings_class)
+    }
 
 
 def build_section(cls: type, table: dict, name: str = "settings"):

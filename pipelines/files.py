@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -67,6 +68,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         _remove(temporary)
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made with those above it where it is not there.
+
+    Raises ``OSError`` saying what to do where it cannot be, or nothing can be written into it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        if _means_disk_full(error):
+            raise
+        raise OSError(
+            f"{path} is no folder to write into ({error.strerror}): give one in which you may write."
+        ) from error
 
 
 def move_into_place(finished: Path, path: Path) -> None:

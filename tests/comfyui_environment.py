@@ -29,6 +29,7 @@ def load_script(name: str) -> ModuleType:
 
 
 environment = load_script("environment")
+load_script("terminal")  # every script imports it by name
 
 
 def comfyui_python(comfyui_dir: Path | None) -> Path | None:

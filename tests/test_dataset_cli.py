@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tile_recipes
 from comfyui_environment import load_script
+from likeness.pipelines.configuration import read_toml
 from likeness.pipelines.files import MACHINE, process_is_alive
 from likeness.pipelines.generation import (
     DatasetReader,
@@ -315,7 +316,17 @@ def test_an_interrupt_at_the_start_is_a_stop(main, monkeypatch, words, expected)
     monkeypatch.setattr(cli, "run", interrupt)
     code, _, errors = main(*words)
     assert code == expected
-    assert errors == "dataset_cli: stopped by SIGINT; nothing has changed.\n"
+    assert errors == "\ndataset_cli: stopped by SIGINT; nothing has changed.\n"
+
+
+def test_a_configuration_can_be_begun_where_settings_have_to_be_given(tmp_path, main):
+    code, config, errors = main("generate", "idetail", "--dump-config", "--models", tmp_path)
+    assert code == 0, errors
+    (tmp_path / "idetail.toml").write_text(config, encoding="utf-8")
+    settings = read_toml(tmp_path / "idetail.toml")
+    assert settings["recipe"]["photos"] == "CHANGE-ME" and settings["recipe"]["models"] == str(tmp_path)
+    code, _, errors = main("generate", "idetail", "--config", tmp_path / "idetail.toml", "--output", tmp_path / "set")
+    assert code == 1 and "--photos is CHANGE-ME: no such folder" in errors
 
 
 def test_help_lists_commands_settings_and_exit_codes(main):

@@ -14,6 +14,7 @@ from likeness.pipelines.files import (
     DiskFullError,
     atomic_file,
     atomic_folder,
+    make_folder,
     process_is_alive,
     remove_leftovers,
     sampled_checksum,
@@ -50,6 +51,15 @@ def test_a_folder_appears_at_the_end_of_the_block_or_never(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_folder_for_results_is_made_or_refused_with_the_mend(tmp_path):
+    folder = tmp_path / "new" / "results"
+    assert make_folder(folder) == make_folder(folder) == folder and not list(folder.iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc" if os.name != "nt" else "nul"):
+        with pytest.raises(OSError, match="is no folder to write into .*give one in which you may write"):
+            make_folder(path)
+
+
 def test_no_room_left_is_told_as_such_whoever_writes(tmp_path):
     told = pytest.raises(DiskFullError, match="no room left to write .*a.json .*MiB free.: free some space")
     with told, atomic_file(tmp_path / "a.json"), open("/dev/full", "wb", buffering=0) as full:

@@ -16,7 +16,7 @@ WORKFLOWS = ROOT / "examples_workflows"
 SOURCES = [*sorted((ROOT / "pipelines").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py")), ROOT / "__init__.py"]
 SCRIPTS = {
     "quickstart.py", "dataset_cli.py", "pack.py", "environment.py", "comfyui_server.py", "train_cli.py",
-    "evaluate_cli.py", "weights_cli.py",
+    "evaluate_cli.py", "weights_cli.py", "terminal.py",
 }  # fmt: skip
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution", "server"}
 METHODS = {"spl", "idetail", "mcdm", "idsync", "mcld"}
@@ -111,6 +111,7 @@ def test_requirements_are_lower_bounds_only():
     asked = {"torch", "diffusers", "safetensors", "insightface", "opencv-python", "numpy", "einops", "huggingface-hub"}
     assert asked <= {re.split("[><=~!]", line)[0] for line in lines}
     assert all(re.fullmatch(r"[\w-]+(>=[\d.]+)?", line) for line in lines)
+    assert "pillow>=10.1" in lines  # the first with Image.has_transparency_data, which reading a picture asks
 
 
 def node_ids() -> set[str]:

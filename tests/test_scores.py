@@ -556,6 +556,16 @@ def test_a_console_without_arrows_gets_the_table(folders, command, monkeypatch):
     assert b"SSIM ?" in console.getvalue() and target.is_file()
 
 
+def test_places_for_results_are_made_or_refused_before_anything_is_scored(folders, command, capsys):
+    real, target = str(folders / "real" / "anna" / "1.png"), folders / "new" / "folder" / "scores.json"
+    assert command(["score", real, "--source", real, "--json", str(target)]) == 0 and target.is_file()
+    taken = ["--json", str(target / "below.json")]
+    assert command(["score", real, "--source", real, *taken]) == 1
+    assert command(["compare", str(folders / "made"), str(folders / "real"), "--output", str(target)]) == 1
+    said = capsys.readouterr()
+    assert said.err.count("is no folder to write into (") == 2 and "pictures:" not in said.err
+
+
 def test_a_stopped_score_writes_what_it_found(folders, command, monkeypatch, capsys):
     from likeness.pipelines import stop
 

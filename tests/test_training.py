@@ -32,7 +32,7 @@ from likeness.pipelines.training import (
 from likeness.pipelines.training import checkpoints as checkpoints_module
 from likeness.pipelines.training.lora_task import LoraFineTune
 from likeness.pipelines.training.processes import Processes
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_base import make_pipeline
 from tiny_training import steps_noted, tiny_settings, tiny_trainer, train_in_child, write_portraits
 
@@ -560,6 +560,20 @@ def test_pruning_counts_neither_damaged_nor_later_checkpoints(straight, tmp_path
     assert store.load().step == 5
 
 
+def test_a_base_model_is_told_by_its_content_and_not_by_its_place(world, straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    base = shutil.copytree(world / "base", tmp_path / "moved")
+    run(world, tmp_path / "run", task__model=str(base), run__steps=9)
+    assert newest(tmp_path / "run").step == 9
+    file = base / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    weights["conv_out.bias"] += 1
+    file.unlink()
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match="--model is not the file that .* was begun with"):
+        run(world, tmp_path / "run", task__model=str(base), run__steps=10)
+
+
 def test_a_resumed_run_obeys_changed_settings_of_the_optimiser(world, straight, tmp_path):
     output = shutil.copytree(straight, tmp_path / "run")
     changes = {"optimizer__weight_decay": 0.5, "optimizer__beta1": 0.5, "optimizer__epsilon": 1e-3}
@@ -599,6 +613,7 @@ def command(capfd, *words: str) -> tuple[int, str]:
 
 MISTAKES = {
     "output inside of the data": (["--output", "{world}/photos/run"], "lies inside of --data .*photos"),
+    "a file for the output": (["--output", "{world}/base/model_index.json"], "no folder to write into .*give one in"),
     "a name with folders": (["--name", "../x"], "name in .run. is '../x': give a plain name"),
     "no such model": (["--model", "nowhere"], "--model nowhere: no such file or folder"),
     "no such data": (["--data", "nowhere"], "nowhere: no such folder"),

@@ -43,7 +43,7 @@ class ConvInSettings(RelightSettings):
 class RelightLoraSettings(RelightSettings):
     """Stage 2: the LoRA learns to relight. The paper: 100,000 steps of 8, learning rate 8e-5, cosine."""
 
-    conv_in: Path = option(help="file that idetail-conv-in exported", fixed=True)
+    conv_in: Path = option(help="file that idetail-conv-in exported")
     train_conv_in: bool = option(False, "train the first convolution on too; the paper freezes it", fixed=True)
     learn_placeholder: bool = option(False, "learn token embeddings of the placeholder, too, exported as a file for "
                                      "`embedding:`; the paper leaves it plain text", fixed=True)  # fmt: skip

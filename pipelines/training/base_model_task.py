@@ -22,7 +22,7 @@ PROBE = "a photograph of Zoë's great-grandmother, 85mm, f/1.4; golden hour"
 class BaseModelSettings:
     """Which base model is trained, and at which size of pictures."""
 
-    model: Path = option(help="SD1.x, SD2.x, SDXL or KOALA: a diffusers folder or a .safetensors file", fixed=True)
+    model: Path = option(help="SD1.x, SD2.x, SDXL or KOALA: a diffusers folder or a .safetensors file")
     data: Path = option(help="folder of pictures, each with its caption in NAME.txt, or in metadata.jsonl")
     tokenizer: Path | None = option(None, "folder with vocab.json and merges.txt, for single-file models "
                                     "(default: that of a ComfyUI, where one is found)")  # fmt: skip
@@ -58,6 +58,8 @@ class BaseModelTask:
         for module in (self.base.vae, self.unet, *self.base.text_encoders):
             module.requires_grad_(False)
         self._check_model()
+        # Before a task changes it: what a run was begun with is told by its content, wherever it lies now.
+        self._model_checksum = model_hash(self.unet)
         # Before its first use, which changes the state of some tokenizers.
         self._hashes = {"latents": model_hash(self.base.vae), "prompt": self._text_hash()}
         self.device = device
@@ -145,6 +147,7 @@ class BaseModelTask:
             "family": self.base.family,
             "architecture": self.base.architecture,
             "base": self.base.name,
+            "model_sha256": self._model_checksum,
             "licence": self.base.licence or "not stated there",
             "prediction_type": self.base.prediction_type,
         }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import as_tables, changed_fixed_settings, dump_toml
-from ..files import atomic_file, exclusive
+from ..files import atomic_file, exclusive, make_folder
 from ..optional import need
 from ..stop import Stopped, StopRequest
 from .cache import TensorCache, clean_cache, fill_cache
@@ -79,7 +79,7 @@ class Trainer:
     def _session(self) -> Iterator[None]:
         """What surrounds a run: its folder, for itself alone, its processes, its stop signals."""
         _check_output(self.output, getattr(self.settings.task, "data", None))
-        self.output.mkdir(parents=True, exist_ok=True)
+        make_folder(self.output)
         self.accelerator = start_accelerator(self.run_settings)
         self.processes, self.device = Processes(self.accelerator), self.accelerator.device
         self.journal, self._was_stopped = None, False

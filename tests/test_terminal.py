@@ -1,0 +1,103 @@
+"""What every script owes to a terminal: Ctrl-C is no traceback at any moment, and no letter ends a script."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from comfyui_environment import load_script
+from likeness.pipelines.configuration import read_toml
+
+NODES = Path(__file__).resolve().parents[1] / "nodes"
+for needed in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
+    load_script(needed)
+STARTS = [
+    ("train_cli", ["train", "lora"], 0), ("train_cli", ["list-tasks"], 0), ("dataset_cli", ["generate", "tiles"], 0),
+    ("dataset_cli", ["status", "."], 1), ("evaluate_cli", ["score", "edit.png"], 0), ("weights_cli", ["list"], 1),
+    ("weights_cli", ["download", "yunet"], 0), ("quickstart", [], 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "words", "expected"), STARTS)
+def test_an_interrupt_while_libraries_load_is_a_stop(monkeypatch, capsys, name, words, expected):
+    script = load_script(name)
+
+    def half_imported():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("partially initialized module 'torch' has no attribute 'jit'") from None
+
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    monkeypatch.setattr(script.pack, "load_pack", half_imported)
+    before = signal.getsignal(signal.SIGINT)
+    assert (script.main() if name == "quickstart" else script.main(words)) == expected
+    assert f"{name}: stopped by SIGINT; " in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_that_nobody_asked_for_is_not_hidden(monkeypatch):
+    script = load_script("weights_cli")
+    monkeypatch.setattr(script.pack, "load_pack", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        script.main(["list"])
+
+
+def on_windows_console(script: str, *words) -> subprocess.CompletedProcess:
+    """A script whose output is redirected on a Windows of western Europe."""
+    variables = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    command = [sys.executable, str(NODES / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, env=variables, timeout=200)
+
+
+def test_letters_that_a_console_lacks_end_no_script(tmp_path):
+    models = tmp_path / "モデル"
+    models.mkdir()
+    done = on_windows_console("weights_cli.py", "where", "yunet", "--models", models)
+    assert done.returncode == 1 and not done.stderr
+    assert "???" in done.stdout.decode("cp1252") and "(missing)" in done.stdout.decode("cp1252")
+
+
+def test_settings_that_are_redirected_into_a_file_come_back(tmp_path):
+    words = ("--model", "模型.safetensors", "--data", "写真", "--output", "Läufe", "--dump-config")
+    done = on_windows_console("train_cli.py", "train", "lora", *words)
+    assert done.returncode == 0, done.stderr
+    for encoding in ("utf-8", "utf-16"):  # by the command prompt, and by PowerShell
+        path = tmp_path / f"{encoding}.toml"
+        path.write_text(done.stdout.decode("utf-8"), encoding=encoding)
+        settings = read_toml(path)
+        assert (settings["task"]["data"], settings["run"]["output"]) == ("写真", "Läufe")
+
+
+# What a restarted script does with Ctrl-C: it takes its time to save.
+SAVES = """
+import signal, sys, time
+def save(number, frame):
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGINT, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+RESTARTS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import environment
+sys.argv, os.name = [sys.argv[2]], "nt"
+environment._restart(sys.executable)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal to a process group, as a terminal does")
+def test_a_script_that_windows_starts_anew_may_save_before_it_ends(tmp_path):
+    script = tmp_path / "saves.py"
+    script.write_text(SAVES)
+    command = [sys.executable, "-c", RESTARTS, str(NODES), str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as started:
+        assert started.stdout.readline() == "ready\n"
+        os.killpg(started.pid, signal.SIGINT)
+        assert started.wait(30) == 0
+        assert started.stdout.read() == "saved\n"
