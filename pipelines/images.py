@@ -96,7 +96,7 @@ def match_size(image: torch.Tensor, size: tuple[int, int], name: str, other: str
 def cut_as_encoded(
     source: torch.Tensor, size: tuple[int, int], mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``source`` ``[B, 3, H, W]``, and a ``mask`` of its size, cut as ComfyUI's VAE Encode cuts, if that leaves ``size``.
+    """``source`` [B, 3, H, W], and a ``mask`` of its size, cut as ComfyUI's VAE Encode cuts if that leaves ``size``.
 
     It cuts a photo to whole latent cells, around its centre, and says nothing. Others stay as they are.
     """
