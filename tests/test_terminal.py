@@ -20,6 +20,15 @@ STARTS = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as a terminal's script has it: what was started in a shell's background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("name", "words", "expected"), STARTS)
 def test_an_interrupt_while_libraries_load_is_a_stop(monkeypatch, capsys, name, words, expected):
     script = load_script(name)
