@@ -171,13 +171,14 @@ def list_recipes(options: argparse.Namespace) -> int:
 
 
 def generate(options: argparse.Namespace) -> int:
-    from likeness.pipelines.configuration import dump_toml
+    from likeness.pipelines.configuration import dump_toml, settings_of_command
     from likeness.pipelines.generation import WorkerScript, prepare_dataset
     from likeness.pipelines.generation import generate as run_engine
     from likeness.pipelines.stop import StopRequest
 
     recipe_class = find_recipe(options.recipe)
-    settings = _settings(recipe_class, options)
+    defaults = defaults_of_this_machine(recipe_class)
+    settings = settings_of_command(settings_class(recipe_class), defaults, options)
     if options.dump_config:
         terminal.print_file(dump_toml(settings))
         return 0
@@ -191,17 +192,6 @@ def generate(options: argparse.Namespace) -> int:
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())
     return conclude(state, stop.reason)
-
-
-def _settings(recipe_class: type, options: argparse.Namespace):
-    from likeness.pipelines.configuration import build_settings, given_on_command_line, placeholders, read_toml
-
-    known, layers = settings_class(recipe_class), [defaults_of_this_machine(recipe_class)]
-    if options.dump_config:
-        layers.append(placeholders(known))
-    if options.config is not None:
-        layers.append(read_toml(options.config))
-    return build_settings(known, *layers, given_on_command_line(options))
 
 
 def defaults_of_this_machine(recipe_class: type) -> dict[str, dict]:

@@ -141,16 +141,11 @@ def _parse_settings(program: str, cls: type, rest: list[str]) -> argparse.Namesp
 
 
 def _settings(cls: type, given: argparse.Namespace):
-    from likeness.pipelines.configuration import build_settings, given_on_command_line, placeholders, read_toml
+    from likeness.pipelines.configuration import settings_of_command
     from likeness.pipelines.training import settings_class
 
-    layers = [_defaults_of_this_machine(cls)]
-    if given.dump_config:
-        layers.append(placeholders(settings_class(cls)))
-    if given.config is not None:
-        layers.append(read_toml(given.config))
-    layers.append(given_on_command_line(given))
-    return build_settings(settings_class(cls), *layers, where=str(given.config or "the command line"))
+    where = str(given.config or "the command line")
+    return settings_of_command(settings_class(cls), _defaults_of_this_machine(cls), given, where)
 
 
 def _defaults_of_this_machine(cls: type) -> dict[str, dict]:

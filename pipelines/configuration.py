@@ -120,6 +120,21 @@ def build_settings(settings_class: type, *layers: dict[str, dict], where: str = 
     return settings_class(**{name: _build_section(name, cls, merged[name], known) for name, cls in known.items()})
 
 
+def settings_of_command(
+    settings_class: type, defaults: dict[str, dict], options: argparse.Namespace, where: str = "the configuration"
+):
+    """``settings_class`` from a script's options, over the TOML of ``--config``, over ``defaults``.
+
+    Where ``--dump-config`` only wants to see them, settings without a default are ``placeholders``.
+    """
+    layers = [defaults]
+    if options.dump_config:
+        layers.append(placeholders(settings_class))
+    if options.config is not None:
+        layers.append(read_toml(options.config))
+    return build_settings(settings_class, *layers, given_on_command_line(options), where=where)
+
+
 def placeholders(settings_class: type) -> dict[str, dict]:
     """A table with ``PLACEHOLDER`` for every text or path that has to be given, for a configuration to begin with."""
     return {
