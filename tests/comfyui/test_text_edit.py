@@ -59,7 +59,7 @@ def schedule_of(patcher, settings: EditSettings):
     """Timesteps of the training below the top, where ComfyUI adds slightly more noise on purpose, and their sigmas."""
     timesteps = lcm_timesteps(12)[-6:] if settings.backbone == "virtual inversion" else [400, 300, 200, 100, 50, 20]
     sampling = patcher.get_model_object("model_sampling")
-    return timesteps, torch.cat([sampling.sigmas[timesteps], torch.zeros(1)])
+    return timesteps, torch.cat([sampling.sigmas[timesteps], sampling.sigmas.new_zeros(1)])
 
 
 def edited_in_comfyui(in_comfyui, settings: EditSettings, guided: bool = False, batch: int = 1, size=(128, 128)):

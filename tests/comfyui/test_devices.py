@@ -1,0 +1,139 @@
+"""Our nodes where ComfyUI computes on a device that is not the CPU: no tensors of two devices, the CPU's results."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+from likeness.nodes import convert, detail_restore, masks, scores, spl
+from likeness.nodes.idetail import EMBEDDED, RelightConditioning, RelightLoraLoader
+from likeness.nodes.models import LoadEmbeddedPortraitModel
+from likeness.nodes.text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
+from pretend_device import pretend_device
+from test_structure_guidance import photo
+from tiny_models import CONTEXT, StandInClip, block_vae, conditioning, tiny_flux, tiny_unet
+
+CPU = torch.device("cpu")
+TEXTS = ("a disc on grass", "a small stripe on grass")
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """What ComfyUI takes for its GPU."""
+    management = comfy.model_management
+    with pretend_device() as device:
+        monkeypatch.setattr(management, "get_torch_device", lambda: device)
+        monkeypatch.setattr(management, "get_free_memory", lambda dev=None, torch_free_too=False:
+                            (8e9, 8e9) if torch_free_too else 8e9)  # fmt: skip
+        monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+        for module in (convert, detail_restore, spl):
+            monkeypatch.setattr(module, "compute_device", lambda own=None: own or device)
+        yield device
+
+
+@pytest.fixture(params=["pictures on the CPU", "pictures on the GPU"])
+def kept(request, device, monkeypatch):
+    """The device on which ComfyUI keeps pictures between nodes: the other one with --gpu-only."""
+    place = device if request.param.endswith("GPU") else CPU
+    monkeypatch.setattr(comfy.model_management, "intermediate_device", lambda: place)
+    return place
+
+
+def moved(patcher, device):
+    """A tiny MODEL, or the patcher of a VAE, that is loaded to ``device`` to be run."""
+    patcher.load_device = device
+    return patcher
+
+
+def vae_on(device, channels=4):
+    vae = block_vae(channels)
+    vae.device = device
+    moved(vae.patcher, device)
+    return vae
+
+
+def seeded_noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def assert_alike(function, device, tolerance=1e-3):
+    """``function(where)`` gives on the device what it gives on the CPU."""
+    here, there = function(CPU).cpu(), function(device).cpu()
+    assert here.std() > 0.01
+    torch.testing.assert_close(there, here, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("build", "channels", "pooled"), [(tiny_unet, 4, ()), (tiny_flux, 16, (32,))])
+def test_structure_guidance(device, build, channels, pooled):
+    def sampled(where):
+        model, vae = moved(build(), where), vae_on(where, channels)
+        guided = spl.StructureGuidanceNode.execute(model, vae, photo(64, 64), 0.4, 10000.0, True, 5).result[0]
+        conds, noise = (conditioning(1, *pooled), conditioning(2, *pooled)), seeded_noise(1, channels, 8, 8)
+        return comfy.sample.sample(
+            guided, noise, 3, 2.0, "euler", "normal", *conds, torch.zeros_like(noise), seed=1, disable_pbar=True
+        )
+
+    assert_alike(sampled, device)
+
+
+@pytest.mark.parametrize("sampler", [VirtualInversionSampler, DdimInversionSampler])
+def test_edits_from_a_text_to_a_text(device, sampler):
+    def edited(where):
+        model, clip = moved(tiny_unet(), where), StandInClip(CONTEXT)
+        guided = spl.StructureGuidanceNode.execute(model, vae_on(where), photo(64, 64), 0.4, 10000.0, True, 5).result[0]
+        guider = EditGuiderNode.execute(guided, clip, *TEXTS, "", 1.5, 2.0, 0.8, 0.8, "unified").result[0]
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 3)
+        made = sampler.execute(*([1] if sampler is DdimInversionSampler else [0.0])).result[0]
+        latent = 4 * seeded_noise(1, 4, 8, 8)
+        return guider.sample(seeded_noise(1, 4, 8, 8), latent, made, sigmas, disable_pbar=True, seed=1)
+
+    assert_alike(edited, device)
+
+
+def test_masks_from_words(device, kept):
+    def mask(where):
+        return EditMaskFromWords.execute(
+            moved(tiny_unet(), where), StandInClip(CONTEXT), vae_on(where), photo(64, 64).to(kept), TEXTS[0], "disc",
+            0.8, False, soft=True, steps=1,  # noise after the first step is drawn on the device
+        ).result[0]  # fmt: skip
+
+    assert_alike(mask, device)
+
+
+def test_relighting_with_the_shipped_models(device, kept, monkeypatch):
+    def relit(where):
+        monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: where)
+        model, clip, vae, _ = LoadEmbeddedPortraitModel.execute().result
+        relighting = RelightLoraLoader.execute(model, EMBEDDED, 1.0).result[0]
+        told = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a <c> at golden hour", "")]
+        region = (photo(64, 64)[..., 0] > 0.5).float().to(kept)
+        positive, negative, latent = RelightConditioning.execute(
+            relighting, *told, vae, photo(64, 64).to(kept), region
+        ).result
+        noise = seeded_noise(1, 4, 8, 8)
+        found = comfy.sample.sample(
+            relighting, noise, 2, 2.0, "euler", "normal", positive, negative, latent["samples"], seed=1,
+            disable_pbar=True,
+        )  # fmt: skip
+        return vae.decode(found)
+
+    assert_alike(relit, device)
+
+
+@pytest.mark.parametrize("node", ["refine", "detail", "scores", "upsample", "soften", "clean", "band"])
+def test_pictures_and_masks_of_two_devices(device, kept, node):
+    def made(where):
+        image, source = photo(48, 64).to(where), photo(48, 64).flip(2)
+        region = (source[..., 0] > 0.5).float()
+        nodes = {
+            "refine": lambda: spl.StructureRefine.execute(image, source, 10000.0, True, 5, region),
+            "detail": lambda: detail_restore.DetailRestore.execute(image, source, "wavelet", 1.0, 4, region),
+            "scores": lambda: scores.StructureScore.execute(image, source),
+            "upsample": lambda: masks.UpsampleMaskToEdges.execute(region[:, ::8, ::8], image, False),
+            "soften": lambda: masks.SoftenMask.execute(region, image, 4),
+            "clean": lambda: masks.CleanMask.execute(region.to(where), 5.0, 0.1, 1),
+            "band": lambda: masks.MaskEdgeBand.execute(region.to(where), 2, 2),
+        }
+        return [part for part in nodes[node]().result if isinstance(part, torch.Tensor)][-1]
+
+    assert_alike(made, device)
