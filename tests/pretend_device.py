@@ -86,6 +86,8 @@ def _computed(function, args, kwargs):
     )
     with _disable_current_modes():
         result = function(*tree_map(_inner, args), **{**tree_map(_inner, kwargs), **here})
+    if there and not getattr(torch, NAME).float64 and any(getattr(leaf, "dtype", None) is torch.float64 for leaf in tree_leaves(result)):
+        raise TypeError(f"{NAME} has no float64, as Apple's GPUs have none ({function})")
     known = {id(_inner(tensor)): tensor for tensor in tensors if _is_there(tensor) == there}
 
     def outer(value):
@@ -113,7 +115,7 @@ class _Mode(TorchDispatchMode):
 class _Module:
     """What torch asks about a kind of device; there is none but in ``pretend_device``."""
 
-    active = False
+    active, float64 = False, False
 
     def is_available(self) -> bool:
         return self.active
@@ -137,15 +139,18 @@ class _Module:
 
 
 @contextmanager
-def pretend_device():
-    """The device, for as long as the block lasts; the test is skipped where torch cannot be given one."""
+def pretend_device(float64: bool = False):
+    """The device, for as long as the block lasts; the test is skipped where torch cannot be given one.
+
+    float64: whether it has numbers of 64 bits; Apple's GPUs have none.
+    """
     register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
     if register is None:
         pytest.skip(f"torch {torch.__version__} takes no device written in Python: nothing was tried beside the CPU")
     if not hasattr(torch, NAME):
         register(NAME, _Module())
     module, generator, lifts = getattr(torch, NAME), torch.Generator, torch._C._only_lift_cpu_tensors()
-    module.active, torch.Generator = True, _Generator
+    module.active, module.float64, torch.Generator = True, float64, _Generator
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) makes its tensor here and then sends it
     try:
         with _Mode():

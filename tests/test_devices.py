@@ -57,6 +57,8 @@ def test_the_device_refuses_what_a_gpu_refuses(device):
         there[0] = here[0] * there
     with pytest.raises(TypeError, match="Use Tensor.cpu"):
         there.numpy()
+    with pytest.raises(TypeError, match="no float64"):
+        there.double()
     assert (there + torch.tensor(1.0)).device == (here.to(device) + 1).device == device
     assert torch.equal((there * 2).cpu(), here * 2) and there.sum().item() == 6 and there[here > 0].shape == (6,)
     assert torch.tensor([1.0], device=device).device == torch.randn(3, device=device).device == device

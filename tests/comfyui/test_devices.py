@@ -5,10 +5,12 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from likeness.nodes import convert, detail_restore, masks, scores, spl
+from likeness.nodes import convert, detail_restore, masks, person_masks, portrait_scores, scores, spl
+from likeness.nodes import faces as face_nodes
 from likeness.nodes.idetail import EMBEDDED, RelightConditioning, RelightLoraLoader
 from likeness.nodes.models import LoadEmbeddedPortraitModel
 from likeness.nodes.text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
+from likeness.pipelines.portraits import render, sample_person
 from pretend_device import pretend_device
 from test_structure_guidance import photo
 from tiny_models import CONTEXT, StandInClip, block_vae, conditioning, tiny_flux, tiny_unet
@@ -21,7 +23,7 @@ TEXTS = ("a disc on grass", "a small stripe on grass")
 def device(monkeypatch):
     """What ComfyUI takes for its GPU."""
     management = comfy.model_management
-    with pretend_device() as device:
+    with pretend_device(float64=True) as device:  # ComfyUI's own networks go by the kind of device
         monkeypatch.setattr(management, "get_torch_device", lambda: device)
         monkeypatch.setattr(management, "get_free_memory", lambda dev=None, torch_free_too=False:
                             (8e9, 8e9) if torch_free_too else 8e9)  # fmt: skip
@@ -135,5 +137,36 @@ def test_pictures_and_masks_of_two_devices(device, kept, node):
             "band": lambda: masks.MaskEdgeBand.execute(region.to(where), 2, 2),
         }
         return [part for part in nodes[node]().result if isinstance(part, torch.Tensor)][-1]
+
+    assert_alike(made, device)
+
+
+@pytest.mark.parametrize("node", ["crop", "paste", "drawn", "boxes", "people", "clothes", "face", "scores", "best"])
+def test_portraits_that_are_kept_on_the_device(device, monkeypatch, node):
+    monkeypatch.setattr(person_masks, "rcnn_file", lambda: None)
+    portrait = render(sample_person(3, 1), 128).image.movedim(1, -1)
+
+    def made(where):
+        monkeypatch.setattr(comfy.model_management, "intermediate_device", lambda: where)
+        image, worse = portrait.to(where), (0.9 * portrait).to(where)
+        faces, drawn, *_, boxes = face_nodes.DetectFaces.execute(
+            image, "embedded", "antelopev2", 0.3, "largest first", True, "cpu"
+        ).result
+        crops, inside, cropped = face_nodes.FaceCrop.execute(image, faces, 64, "aligned", 0.2, "all", 0).result
+        known = {"source": image, "mask": boxes, "faces": faces}
+        nodes = {
+            "crop": lambda: crops * inside[..., None],
+            "paste": lambda: face_nodes.PasteFaceBack.execute(worse, crops, cropped, 4).result[0],
+            "drawn": lambda: drawn,
+            "boxes": lambda: boxes,
+            "people": lambda: person_masks.ForegroundMask.execute(image, "auto", 0, 3, faces).result[0],
+            "clothes": lambda: person_masks.ClothingMask.execute(image, "auto", 0, 3, faces).result[0],
+            "face": lambda: person_masks.FaceMask.execute(image, 0, 3, True, faces).result[0],
+            "scores": lambda: torch.tensor(portrait_scores.PortraitScores.execute(worse, **known).result[:3]),
+            "best": lambda: portrait_scores.KeepBest.execute(
+                [worse, image], [1], ["structure (SSIM)"], [True], **{name: [value] for name, value in known.items()}
+            ).result[1],
+        }  # fmt: skip
+        return nodes[node]()
 
     assert_alike(made, device)
