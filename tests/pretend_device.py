@@ -77,23 +77,27 @@ def _goes_there(function, args, kwargs, tensors) -> bool:
     return any(map(_is_there, args[:1] if str(function) == "aten.copy_.default" else tensors))
 
 
+def _check_precision(function, result) -> None:
+    wide = any(getattr(leaf, "dtype", None) is torch.float64 for leaf in tree_leaves(result))
+    if wide and not getattr(torch, NAME).float64:
+        raise TypeError(f"{NAME} has no float64, as Apple's GPUs have none ({function})")
+
+
 def _computed(function, args, kwargs):
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     _check_devices(function, args, tensors)
     there = _goes_there(function, args, kwargs, tensors)
-    here = {name: CPU for name in ("device",) if kwargs.get(name) is not None} | (
-        {"pin_memory": False} if kwargs.get("pin_memory") else {}
-    )
+    on_cpu = {name: value for name, value in (("device", CPU), ("pin_memory", False)) if kwargs.get(name) is not None}
     with _disable_current_modes():
-        result = function(*tree_map(_inner, args), **{**tree_map(_inner, kwargs), **here})
-    if there and not getattr(torch, NAME).float64 and any(getattr(leaf, "dtype", None) is torch.float64 for leaf in tree_leaves(result)):
-        raise TypeError(f"{NAME} has no float64, as Apple's GPUs have none ({function})")
+        result = function(*tree_map(_inner, args), **{**tree_map(_inner, kwargs), **on_cpu})
+    if there:
+        _check_precision(function, result)
     known = {id(_inner(tensor)): tensor for tensor in tensors if _is_there(tensor) == there}
 
     def outer(value):
         if not isinstance(value, torch.Tensor):
             return value
-        return known.get(id(value)) if id(value) in known else PretendTensor(value) if there else value
+        return known[id(value)] if id(value) in known else PretendTensor(value) if there else value
 
     return tree_map(outer, result)
 

@@ -5,7 +5,10 @@ import torch
 from accelerate.state import PartialState
 from diffusers import DDIMScheduler
 from likeness.pipelines.evaluation.backbones import embedded_clip
+from likeness.pipelines.evaluation.scores import Score, Subject, score_pictures
+from likeness.pipelines.idetail.controls import draw_points
 from likeness.pipelines.idetail.embedded import embedded_relight_pipeline
+from likeness.pipelines.masks.face import tilt_of
 from likeness.pipelines.portraits import render, sample_person
 from likeness.pipelines.spl import StructureSettings, color_loss, preserve_structure, structure_loss
 from likeness.pipelines.spl.edit_pipeline import EditSettings, TextEditPipeline
@@ -100,6 +103,15 @@ def test_portraits_are_rendered_all_at_once(device):
     assert (apart > 2 / 255).float().mean() < 0.01
     assert (there.part.cpu() != here.part).float().mean() < 0.01
     torch.testing.assert_close(there.landmarks.cpu(), here.landmarks, rtol=0, atol=0.05)
+
+
+def test_what_is_measured_in_float64_leaves_the_device_before(device):
+    points = torch.tensor([[20.0, 30.0], [40.0, 34.0], [30.0, 40.0], [22.0, 50.0], [38.0, 53.0]])
+    assert tilt_of(points.to(device)) == tilt_of(points) != 0
+    assert torch.equal(draw_points(points.to(device), (64, 64)), draw_points(points, (64, 64)))
+    brightness = Score("brightness", "pixels", True, lambda subject: subject.image.mean((1, 2, 3)))
+    here, there = (score_pictures(Subject(picture(batch=2).to(where)), [brightness]) for where in (CPU, device))
+    assert torch.equal(there.values["brightness"], here.values["brightness"]) and not there.absent
 
 
 # ---- Pipelines

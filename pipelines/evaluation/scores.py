@@ -114,7 +114,7 @@ def score_pictures(
         for score in scores:
             if score.name not in absent:
                 try:
-                    found[score.name].append(score.measure(part).double().cpu())
+                    found[score.name].append(score.measure(part).cpu().double())
                 except (Absent, ValueError, ImportError) as reason:
                     absent[score.name] = str(reason)
         on_step(start + len(part.image), len(subject.image))

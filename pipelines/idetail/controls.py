@@ -34,7 +34,7 @@ def draw_points(points: Tensor, size: tuple[int, int]) -> Tensor:
     """
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
     picture = torch.zeros(3, *size)
-    points, colors = points.double().cpu(), torch.tensor(POINT_COLORS)
+    points, colors = points.cpu().double(), torch.tensor(POINT_COLORS)
     for number, point in enumerate(points):
         if number == NOSE:
             continue

@@ -52,7 +52,7 @@ def tilt_of(landmarks: Tensor | None) -> float:
     """
     if landmarks is None:
         return 0.0
-    points = torch.as_tensor(landmarks).double().cpu()
+    points = torch.as_tensor(landmarks).cpu().double()
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not torch.isfinite(points).all():
         raise ValueError(f"landmarks are {tuple(points.shape)}: give 5 finite points (x, y) in pixels, the eyes first.")
     across, down = (points[1] - points[0]).tolist()
