@@ -26,6 +26,7 @@ from .weights import models_folders, weights_in_place
 
 RCNN_WEIGHTS = ("mask-rcnn-v2/detector", "mask-rcnn-v1/detector")
 METHODS = ("auto", "mask r-cnn", "grabcut")
+MANY_PEOPLE = 20  # whose masks memory is asked for
 
 FACES = io.Custom("LIKENESS_FACES").Input(
     "faces", optional=True,
@@ -237,7 +238,8 @@ def find_people(picture, method: str, person: int, settings: MaskSettings, rcnn:
     steps = node_progress()
     if method == "mask r-cnn" or (method == "auto" and path and installed):
         boxes = None if faces is None else read_faces(faces, picture, "")[0]
-        return rcnn_masks(managed_rcnn(path), picture.to(compute_device()), boxes, chosen, rcnn, steps), "mask r-cnn"
+        network = managed_rcnn(path, rcnn.minimum_score, tuple(picture.shape[-2:]))
+        return rcnn_masks(network, picture.cpu(), boxes, chosen, rcnn, steps), "mask r-cnn"
     missing = f"no Mask R-CNN weights in {rcnn_folder()}" if path is None else "torchvision is not installed"
     why = f" ({missing})" if method == "auto" else ""
     boxes, _ = read_faces(faces, picture, f"for grabcut{why}")
@@ -257,8 +259,13 @@ def rcnn_folder() -> str:
     return str(destination(named(RCNN_WEIGHTS[0]), Path("models")))
 
 
-def managed_rcnn(path: Path | None) -> Callable:
-    """The network, on the device it computes on, under ComfyUI's memory management."""
+def managed_rcnn(path: Path | None, minimum_score: float, size: tuple[int, int]) -> Callable:
+    """The network on ComfyUI's device, under its memory management: takes pictures of ``size`` (H, W) from the CPU, one
+    at a time, and gives what it finds from about ``minimum_score`` on back to it.
+
+    torchvision makes two planes of a picture's size for every detection, a hundred at most: those that would be thrown
+    away for their score are not made.
+    """
     if path is None:
         name = named(RCNN_WEIGHTS[0]).save_as
         raise ValueError(
@@ -266,9 +273,18 @@ def managed_rcnn(path: Path | None) -> Callable:
             "choose grabcut."
         )
     offload = comfy.model_management.unet_offload_device()
-    patcher = comfy.model_patcher.ModelPatcher(load_mask_rcnn(path), compute_device(), offload)
-    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-    return patcher.model
+    device, network = compute_device(), load_mask_rcnn(path)
+    network.roi_heads.score_thresh = max(network.roi_heads.score_thresh, 0.999 * minimum_score)
+    patcher = comfy.model_patcher.ModelPatcher(network, device, offload)
+    planes = 2 * MANY_PEOPLE * 4 * size[0] * size[1]
+    comfy.model_management.load_models_gpu([patcher], memory_required=planes, force_full_load=True)
+    network.to(device)  # --novram loads nothing, and torchvision's layers do not fetch their weights
+
+    def find(pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        found = network([picture.to(device) for picture in pictures])
+        return [{name: value.cpu() for name, value in each.items()} for each in found]
+
+    return find
 
 
 def refined(

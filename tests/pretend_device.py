@@ -77,10 +77,16 @@ def _goes_there(function, args, kwargs, tensors) -> bool:
     return any(map(_is_there, args[:1] if str(function) == "aten.copy_.default" else tensors))
 
 
-def _check_precision(function, result) -> None:
-    wide = any(getattr(leaf, "dtype", None) is torch.float64 for leaf in tree_leaves(result))
-    if wide and not getattr(torch, NAME).float64:
+def _check_apple(function, args, kwargs, result) -> None:
+    """Errors of what Apple's GPUs cannot do, or do wrong: a copy from here that goes on while its source may be freed.
+
+    Such copies stand last in the arguments of ``copy_``, by name in those of ``_to_copy``.
+    """
+    if any(getattr(leaf, "dtype", None) is torch.float64 for leaf in tree_leaves(result)):
         raise TypeError(f"{NAME} has no float64, as Apple's GPUs have none ({function})")
+    goes_on = kwargs.get("non_blocking") or (str(function) == "aten.copy_.default" and args[2:] == (True,))
+    if goes_on and not all(map(_is_there, (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)))):
+        raise RuntimeError(f"{NAME} may read a tensor of the CPU after it is freed: copy it without non_blocking")
 
 
 def _computed(function, args, kwargs):
@@ -90,8 +96,8 @@ def _computed(function, args, kwargs):
     on_cpu = {name: value for name, value in (("device", CPU), ("pin_memory", False)) if kwargs.get(name) is not None}
     with _disable_current_modes():
         result = function(*tree_map(_inner, args), **{**tree_map(_inner, kwargs), **on_cpu})
-    if there:
-        _check_precision(function, result)
+    if there and getattr(torch, NAME).apple:
+        _check_apple(function, args, kwargs, result)
     known = {id(_inner(tensor)): tensor for tensor in tensors if _is_there(tensor) == there}
 
     def outer(value):
@@ -119,7 +125,7 @@ class _Mode(TorchDispatchMode):
 class _Module:
     """What torch asks about a kind of device; there is none but in ``pretend_device``."""
 
-    active, float64 = False, False
+    active, apple = False, True
 
     def is_available(self) -> bool:
         return self.active
@@ -143,10 +149,10 @@ class _Module:
 
 
 @contextmanager
-def pretend_device(float64: bool = False):
+def pretend_device(apple: bool = True):
     """The device, for as long as the block lasts; the test is skipped where torch cannot be given one.
 
-    float64: whether it has numbers of 64 bits; Apple's GPUs have none.
+    apple: whether it is as weak as Apple's GPUs: no float64, no copies from the CPU that do not wait.
     """
     register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
     if register is None:
@@ -154,7 +160,7 @@ def pretend_device(float64: bool = False):
     if not hasattr(torch, NAME):
         register(NAME, _Module())
     module, generator, lifts = getattr(torch, NAME), torch.Generator, torch._C._only_lift_cpu_tensors()
-    module.active, module.float64, torch.Generator = True, float64, _Generator
+    module.active, module.apple, torch.Generator = True, apple, _Generator
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) makes its tensor here and then sends it
     try:
         with _Mode():

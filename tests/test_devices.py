@@ -62,6 +62,8 @@ def test_the_device_refuses_what_a_gpu_refuses(device):
         there.numpy()
     with pytest.raises(TypeError, match="no float64"):
         there.double()
+    with pytest.raises(RuntimeError, match="after it is freed"):
+        here.to(device, non_blocking=True)
     assert (there + torch.tensor(1.0)).device == (here.to(device) + 1).device == device
     assert torch.equal((there * 2).cpu(), here * 2) and there.sum().item() == 6 and there[here > 0].shape == (6,)
     assert torch.tensor([1.0], device=device).device == torch.randn(3, device=device).device == device
@@ -205,3 +207,21 @@ def test_a_training_with_samples_averages_and_exports(device, tmp_path, monkeypa
     assert set(here) == set(there)
     for name, tensor in here.items():
         torch.testing.assert_close(there[name], tensor, rtol=0, atol=1e-4)
+
+
+# ---- Half precision
+
+
+def test_the_vae_of_sdxl_that_overflows_in_float16_is_used_in_float32(tmp_path):
+    pipeline = edit_pipeline("sdxl", tmp_path)
+    with torch.no_grad():
+        for part in (pipeline.vae.decoder, pipeline.vae.encoder):
+            part.conv_in.weight.mul_(40000 / part.conv_in.weight.abs().max())
+    exact = pipeline.decode(pipeline.encode(picture()))
+    assert exact.isfinite().all()
+    pipeline.to(torch.float16)
+    with torch.no_grad():
+        assert not pipeline.vae.decode(torch.randn(1, 4, 8, 8).half()).sample.isfinite().all()
+        half = pipeline.decode(pipeline.encode(picture()))
+    assert half.isfinite().all() and (half - exact).abs().mean() < 0.02
+    assert pipeline.vae.dtype == torch.float16

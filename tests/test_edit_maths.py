@@ -296,6 +296,8 @@ def test_prompts_repeated_by_the_host_give_the_same_attention():
     k = torch.stack([k_s.repeat(2, 1), k_t])
     v = torch.stack([v_s.repeat(2, 1), v_t])
     torch.testing.assert_close(edited_cross_attention(attend, q, k, v, edit, 2)[0], target_map @ v_t)
+    assert edit.beside(v) is edit.beside(2 * v)  # made once, not in every layer
+    assert edit.beside(v.half()).own.dtype == torch.float16
     with pytest.raises(ValueError, match=r"attends to 40 tokens, the prompts have 24 \(target\) and 12"):
         edit.repeated(40)
 

@@ -36,6 +36,7 @@ from likeness.pipelines.faces.embedded import SURE
 from likeness.pipelines.faces.interchange import faces_from_boxes, faces_from_landmarks
 from likeness.pipelines.faces.portrait_world import find_portrait_faces
 from likeness.pipelines.faces.select import ordered
+from likeness.pipelines.idetail.instantid_models import load_face_backend
 from likeness.pipelines.images import example_photo, load_image, to_uint8
 from likeness.pipelines.portraits import render, sample_person
 from PIL import Image
@@ -572,3 +573,21 @@ def test_boxes_of_rendered_faces_give_landmarks_near_the_exact_ones():
             points = Face(tuple(box.tolist()), 1).with_landmarks().landmarks
             errors.append(float((points - truth).norm(dim=1).mean() / (truth[1] - truth[0]).norm()))
     assert len(errors) >= 4 and sum(errors) / len(errors) < 0.3
+
+
+def test_insightface_runs_on_the_gpu_of_its_worker(models, monkeypatch):
+    """Each worker of a data set has a GPU of its own; the first one would not hold all of them."""
+    insightface, told = pytest.importorskip("likeness.pipelines.faces.insightface"), {}
+    cuda = (["CUDAExecutionProvider", "CPUExecutionProvider"], ())
+    monkeypatch.setattr(insightface, "_providers", lambda device: cuda if device == "auto" else (cuda[0][1:], ()))
+    stock = insightface.need("insightface.app", "insightface").FaceAnalysis
+
+    class Seen(stock):
+        def __init__(self, **options):
+            told.update(options)
+            super().__init__(**{**options, "providers": ["CPUExecutionProvider"], "provider_options": [{}]})
+
+    monkeypatch.setattr(insightface.need("insightface.app", "insightface"), "FaceAnalysis", Seen)
+    for device, expected in (("cuda:2", [{"device_id": 2}, {}]), ("cuda", [{"device_id": 0}, {}]), ("cpu", [{}])):
+        load_face_backend(models, device)
+        assert told["provider_options"] == expected

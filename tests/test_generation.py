@@ -579,6 +579,19 @@ def test_workers_take_devices_in_turn(tmp_path, monkeypatch):
     assert [Job.from_text(command[-1]).device for command in started] == ["first", "second", "first"]
 
 
+@pytest.mark.parametrize(("uses_device", "given", "expected"),
+                         [(True, (), ()), (False, (), ("cpu",)), (False, ("cuda:1",), ("cuda:1",))])  # fmt: skip
+def test_what_is_made_on_the_cpu_has_a_worker_a_core(tmp_path, monkeypatch, uses_device, given, expected):
+    recipe, told = tiles(), []
+    recipe.uses_device = uses_device
+    monkeypatch.setattr(sys.modules[generate.__module__], "run_local", lambda *args: told.append(args[-1]))
+    dataset = prepare_dataset(tmp_path, recipe, DatasetSettings(total=4))
+    generate(dataset, recipe, WorkerScript(Path("none")), RunSettings(devices=given), StopRequest())
+    assert told == [expected] and not StructurePairs.uses_device
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert local._default_workers(expected or local._all_devices()) == (os.cpu_count() if expected == ("cpu",) else 1)
+
+
 def test_workers_may_die_while_there_is_progress_only(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_start", lambda command: FakeProcess(-9))
     crew = local.Crew(WorkerScript(Path("x")), [Job("", {}, "")], 1)

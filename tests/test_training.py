@@ -31,7 +31,7 @@ from likeness.pipelines.training import (
 )
 from likeness.pipelines.training import checkpoints as checkpoints_module
 from likeness.pipelines.training.lora_task import LoraFineTune
-from likeness.pipelines.training.processes import Processes
+from likeness.pipelines.training.processes import Processes, start_accelerator
 from safetensors.torch import load_file, save_file
 from tiny_base import make_pipeline
 from tiny_training import steps_noted, tiny_settings, tiny_trainer, train_in_child, write_portraits
@@ -628,6 +628,14 @@ MISTAKES = {
     "wandb missing": (["--wandb-project", "x"], "wandb is needed here and not installed"),
     "8 bit missing": (["--optimizer", "adamw8bit"], "bitsandbytes is needed here and not installed"),
 }
+
+
+def test_a_gpu_that_only_imitates_bf16_is_told(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    run = tiny_settings(world, tmp_path / "run", run__precision="bf16").run
+    with pytest.raises(TrainingError, match="only imitates bf16, far more slowly: use --precision fp16 or fp32"):
+        start_accelerator(run)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -6,6 +6,7 @@ to one sampling run and lives in that run's options, so the patched MODEL can be
 
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -21,16 +22,21 @@ _KEY = "likeness_structure_guidance"
 
 
 class _Latents:
-    """Encodes and decodes the latents of one sampling run with the user's VAE, in the model's latent scale."""
+    """Encodes and decodes the latents of one sampling run with the user's VAE, in the model's latent scale.
 
-    def __init__(self, vae, model):
-        self.vae, self.model = vae, model
+    reload: brings back the models of the run; using the VAE may have unloaded them, and with them what other nodes
+    have changed about them, the latent's scale included.
+    """
+
+    def __init__(self, vae, model, reload: Callable[[], None]):
+        self.vae, self.model, self.reload = vae, model, reload
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         return _decoded(self.vae, self.model.process_latent_out(latent)).to(compute_device(latent.device))
 
     def encode(self, images: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         latent = encode_images(self.vae, images.movedim(1, -1), like.ndim, like.shape[0])
+        self.reload()
         return self.model.process_latent_in(latent.to(like))
 
 
@@ -67,7 +73,9 @@ class StructureGuidanceHook:
         """A clone of ``model`` with this guidance; several can be attached one after the other."""
         key = f"{_KEY}_{uuid.uuid4().hex}"
         patched = model.clone()
-        patched.set_additional_models(key, [self.vae.patcher])
+        # A VAE that cannot be loaded anew would keep ComfyUI from giving each of several GPUs a copy of the MODEL.
+        if getattr(self.vae.patcher, "cached_patcher_init", True):
+            patched.set_additional_models(key, [self.vae.patcher])
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, _Sampling(self, key))
         patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, _Prediction(self, key))
         return patched
@@ -162,14 +170,14 @@ class _Prediction:
         if guidance is None or not guidance.wants(sigma):
             return x0
         guider, model = executor.class_obj, executor.class_obj.inner_model
-        latents = _Latents(self.hook.vae, model)
-        # Using the VAE marks the models of this run as unused, so that they could be unloaded mid-sampling.
-        in_use = comfy.model_management.loaded_models(only_currently_used=True)
-        with named_errors("Structure Guidance"):
-            refined = guidance.refine(
-                x0, sigma, latents.decode, lambda images: latents.encode(images, x0), interrupt_check
-            )
         rows = 2 * getattr(guider, "branches", 1) * x.shape[0]  # Edit Guider has several latents in a call
         needed = model.memory_required([rows, *x.shape[1:]])
-        comfy.model_management.load_models_gpu(in_use, memory_required=needed)
-        return refined
+        # Using the VAE marks the models of this run as unused, so that they could be unloaded mid-sampling.
+        in_use = comfy.model_management.loaded_models(only_currently_used=True)
+        latents = _Latents(
+            self.hook.vae, model, lambda: comfy.model_management.load_models_gpu(in_use, memory_required=needed)
+        )
+        with named_errors("Structure Guidance"):
+            return guidance.refine(
+                x0, sigma, latents.decode, lambda images: latents.encode(images, x0), interrupt_check
+            )

@@ -23,12 +23,13 @@ class BackendSettings:
     """Where a backend's files are and what it runs on.
 
     models: ComfyUI's ``models`` folder, or one laid out like it; pack: InsightFace's model pack; device: one of
-    ``DEVICES``, "auto" takes CUDA where the backend can use it.
+    ``DEVICES``, "auto" takes CUDA where the backend can use it; gpu: which one of several.
     """
 
     models: Path
     pack: str = "antelopev2"
     device: str = "auto"
+    gpu: int = 0
 
 
 class FaceBackend(Protocol):

@@ -46,8 +46,9 @@ class InsightFaceBackend:
         place = root / "models" / name
         try:
             self.app = analysis(
-                name=name, root=str(root), allowed_modules=["detection", "recognition"], providers=providers
-            )
+                name=name, root=str(root), allowed_modules=["detection", "recognition"], providers=providers,
+                provider_options=[{"device_id": settings.gpu} if each.startswith("CUDA") else {} for each in providers],
+            )  # fmt: skip
         except Exception as error:  # onnxruntime's errors share no class, and the pack asserts
             raise ValueError(
                 f"the pack in {place} cannot be loaded ({type(error).__name__} {error}): get it again."

@@ -61,7 +61,8 @@ def generate(
         if run.engine == "ray":
             run_on_ray(dataset, script, job, stop, progress, run.ray_address, run.ray_gpus, run.devices)
         else:
-            run_local(dataset, script, job, stop, progress, run.workers, run.devices)
+            on_cpu = () if getattr(recipe, "uses_device", True) else ("cpu",)
+            run_local(dataset, script, job, stop, progress, run.workers, run.devices or on_cpu)
     finally:
         progress.finish()
     return survey.look()

@@ -47,6 +47,7 @@ class Recipe(Protocol):
 
     settings: object
     count: int | None  # how many different items there are; None: as many as asked for
+    uses_device: bool  # False if all is done on the CPU: workers are then counted by cores; may be left out
     inputs: str  # a digest of the files the recipe reads, "" where it reads none: other input is another data set
 
     def __init__(self, settings, device: str): ...

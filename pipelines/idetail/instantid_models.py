@@ -97,7 +97,8 @@ def load_controlnet(config: str, models: Path, base: BaseModel) -> ControlNetMod
 def load_face_backend(models: Path, device: str = "cpu") -> FaceBackend:
     """InsightFace with antelopev2, whose embeddings InstantID reads. Raises ``ValueError`` where it is missing."""
     face_pack(models)
-    kind = "cpu" if torch.device(device).type == "cpu" else "auto"
-    backend = load_backend("insightface", BackendSettings(models, PACK, kind))
+    place = torch.device(device)
+    kind = "cpu" if place.type == "cpu" else "auto"
+    backend = load_backend("insightface", BackendSettings(models, PACK, kind, place.index or 0))
     check_backend(backend)
     return backend

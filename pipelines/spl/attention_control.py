@@ -90,6 +90,7 @@ class CrossEdit:
 
     transfer: torch.Tensor
     own: torch.Tensor
+    _placed: dict = field(default_factory=dict, repr=False)
 
     def weighted(self, weights: torch.Tensor) -> "CrossEdit":
         """The same with each target token's attention multiplied by ``weights`` ``[target tokens]``."""
@@ -110,6 +111,17 @@ class CrossEdit:
         transfer = self.transfer.new_zeros(length, length)
         transfer[:tokens] = self.transfer.repeat(1, length // source_tokens)
         return CrossEdit(transfer, self.own.repeat(length // tokens))
+
+    def beside(self, values: torch.Tensor) -> "CrossEdit":
+        """``repeated`` for ``values`` ``[B, tokens, width]``, on their device and of their type.
+
+        Kept, because every layer of every step asks for it, and a GPU waits for each copy.
+        """
+        place = values.shape[1], values.device, values.dtype
+        if place not in self._placed:
+            edit = self.repeated(values.shape[1])
+            self._placed[place] = CrossEdit(edit.transfer.to(values), edit.own.to(values))
+        return self._placed[place]
 
 
 def refinement(source: PromptTokens, target: PromptTokens) -> CrossEdit:
@@ -174,7 +186,8 @@ def choose_branches(x: torch.Tensor, sources: tuple[int, ...]) -> torch.Tensor:
     """Rows ``[branches * B, ...]`` with the rows of each branch taken from the branch named in ``sources``."""
     if sources == tuple(range(len(sources))):
         return x
-    return x.unflatten(0, (len(sources), -1))[list(sources)].flatten(0, 1)
+    branches = x.chunk(len(sources))  # an index would be sent to the GPU, which waits for it, in every layer
+    return torch.cat([branches[source] for source in sources])
 
 
 def edited_cross_attention(
@@ -191,9 +204,8 @@ def edited_cross_attention(
     The maps come from the last branch that is not the target: the layout's where there is one. Returns ``[B, tokens,
     width]``.
     """
-    edit = edit.repeated(k.shape[1])
+    edit = edit.beside(v)
     maps_from = LAYOUT if branches > LAYOUT else SOURCE
     queries, keys, values = (x.chunk(branches) for x in (q, k, v))
-    transfer, own = edit.transfer.to(v), edit.own.to(v)[:, None]
-    moved = attend(queries[maps_from], keys[maps_from], transfer.T @ values[TARGET])
-    return moved + attend(queries[TARGET], keys[TARGET], own * values[TARGET])
+    moved = attend(queries[maps_from], keys[maps_from], edit.transfer.T @ values[TARGET])
+    return moved + attend(queries[TARGET], keys[TARGET], edit.own[:, None] * values[TARGET])

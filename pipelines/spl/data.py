@@ -51,6 +51,7 @@ class StructurePairs:
     version = 1
     Settings = StructurePairsSettings
     count = None
+    uses_device = False
 
     def __init__(self, settings: StructurePairsSettings, device: str = "cpu"):
         """``ValueError`` if there is no photo that can be read. Runs on the CPU whatever ``device`` says."""

@@ -20,6 +20,8 @@ def start_accelerator(run: RunSettings) -> Accelerator:
     """Accelerate for this run. Raises ``TrainingError`` where the device cannot do the precision."""
     if run.precision == "fp16" and not torch.accelerator.is_available():
         raise TrainingError("fp16 needs a GPU: use --precision bf16 or fp32 on a CPU.")
+    if run.precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        raise TrainingError("this GPU only imitates bf16, far more slowly: use --precision fp16 or fp32.")
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(mixed_precision=mixed_precision(run.precision), kwargs_handlers=[patience])
     # The trainer divides by the number of micro-batches itself; a launcher's variable must not do it again.

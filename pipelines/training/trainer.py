@@ -271,7 +271,9 @@ class Trainer:
             requests, batch = next(batches)
             names += [self.examples[request.index].name for request in requests]
             random = BatchRandom(self.run_settings.seed, step, [request.slot for request in requests])
-            batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            # What is not pinned may be freed while a copy goes on, as on Apple's GPUs.
+            pinned = self.device.type == "cuda"
+            batch = {name: tensor.to(self.device, non_blocking=pinned) for name, tensor in batch.items()}
             last = micro == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared):
                 losses = self.task.losses(self.prepared, batch, random)

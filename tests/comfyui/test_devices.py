@@ -1,5 +1,8 @@
 """Our nodes where ComfyUI computes on a device that is not the CPU: no tensors of two devices, the CPU's results."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -10,6 +13,8 @@ from likeness.nodes import faces as face_nodes
 from likeness.nodes.idetail import EMBEDDED, RelightConditioning, RelightLoraLoader
 from likeness.nodes.models import LoadEmbeddedPortraitModel
 from likeness.nodes.text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
+from likeness.pipelines.masks import RcnnSettings
+from likeness.pipelines.masks import rcnn_masks as masks_of
 from likeness.pipelines.portraits import render, sample_person
 from pretend_device import pretend_device
 from test_structure_guidance import photo
@@ -23,7 +28,7 @@ TEXTS = ("a disc on grass", "a small stripe on grass")
 def device(monkeypatch):
     """What ComfyUI takes for its GPU."""
     management = comfy.model_management
-    with pretend_device(float64=True) as device:  # ComfyUI's own networks go by the kind of device
+    with pretend_device(apple=False) as device:  # ComfyUI's own networks go by the kind of device
         monkeypatch.setattr(management, "get_torch_device", lambda: device)
         monkeypatch.setattr(management, "get_free_memory", lambda dev=None, torch_free_too=False:
                             (8e9, 8e9) if torch_free_too else 8e9)  # fmt: skip
@@ -170,3 +175,32 @@ def test_portraits_that_are_kept_on_the_device(device, monkeypatch, node):
         return nodes[node]()
 
     assert_alike(made, device)
+
+
+class OnePerson(torch.nn.Module):
+    """In the place of Mask R-CNN: in every picture the person is where it is bright."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.roi_heads = torch.nn.Parameter(torch.ones(1)), SimpleNamespace(score_thresh=0.05)
+
+    def forward(self, pictures):
+        [picture] = pictures
+        bright = (picture.mean(0, keepdim=True) * self.weight > 0.5).float()
+        return [{"labels": torch.ones(1, dtype=torch.int64).to(bright.device), "masks": bright[None],
+                 "scores": torch.full((1,), 0.9).to(bright.device)}]  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", ["NORMAL_VRAM", "NO_VRAM"])
+def test_mask_rcnn_sees_one_picture_at_a_time_and_is_loaded_whole(device, monkeypatch, memory):
+    management, asked, network = comfy.model_management, [], OnePerson()
+    load = management.load_models_gpu
+    monkeypatch.setattr(management, "vram_state", management.VRAMState[memory])
+    monkeypatch.setattr(management, "load_models_gpu", lambda *args, **told: asked.append(told) or load(*args, **told))
+    monkeypatch.setattr(person_masks, "compute_device", lambda: device)
+    monkeypatch.setattr(person_masks, "load_mask_rcnn", lambda path: network)
+    pictures = torch.rand(3, 3, 40, 50)
+    find = person_masks.managed_rcnn(Path("weights"), 0.7, (40, 50))
+    found = masks_of(find, pictures, settings=RcnnSettings(softness=0))
+    assert torch.equal(found, (pictures.mean(1, keepdim=True) > 0.5).float()) and network.weight.device == device
+    assert 0.69 < network.roi_heads.score_thresh < 0.7 and asked[0]["memory_required"] >= 2 * 4 * 40 * 50

@@ -1,5 +1,6 @@
 """Structure Guidance inside ComfyUI's real samplers, on tiny models."""
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -409,3 +410,41 @@ def test_a_mask_that_leaves_nothing_to_do_is_told(unet, caplog):
         assert not caplog.records
         run(black)
         assert f"{name}: the mask is black, so nothing is done" in caplog.text
+
+
+@pytest.mark.parametrize("factory", [None, (block_vae, ())])
+def test_a_vae_that_cannot_be_loaded_anew_is_kept_from_copies_for_several_gpus(factory):
+    model, vae = tiny_unet(), block_vae(4)
+    vae.patcher.cached_patcher_init = factory
+    patched = guided(model, vae, photo(64, 64))
+    assert (vae.patcher in patched.get_nested_additional_models()) == (factory is not None)
+
+
+class OtherScale(comfy.latent_formats.SD15):
+    """A scale of the latent that another node gives the model."""
+
+    def __init__(self):
+        super().__init__(0.31)
+
+
+class VaeInTheWay:
+    """A VAE that needs the room of all other models."""
+
+    def __init__(self, vae):
+        self.vae = vae
+
+    def __getattr__(self, name):
+        return getattr(self.vae, name)
+
+    def encode(self, images):
+        comfy.model_management.unload_all_models()
+        return self.vae.encode(images)
+
+
+def test_what_other_nodes_patched_is_back_before_the_latent_is_scaled(unet):
+    source, latents = photo(64, 64), []
+    for vae in (block_vae(4), VaeInTheWay(block_vae(4))):
+        model = tiny_unet()
+        model.add_object_patch("latent_format", OtherScale())
+        latents.append(sample(guided(model, vae, source, iterations=5), unet[2], (1, 4, 8, 8)))
+    torch.testing.assert_close(*latents, rtol=0, atol=1e-4)
