@@ -2,8 +2,10 @@
 
 import pytest
 from comfyui_environment import load_script
+from pretend_device import register_device
 
 load_script("pack").load_pack()
+register_device()
 
 
 @pytest.fixture(scope="module")

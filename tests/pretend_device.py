@@ -148,17 +148,25 @@ class _Module:
         return [torch.float16, torch.bfloat16]
 
 
+def register_device() -> bool:
+    """Tell torch of the device, which none sees before ``pretend_device``; whether torch can be told.
+
+    To be called before the first gradient of a process: autograd counts kinds of devices once.
+    """
+    register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if register is not None and not hasattr(torch, NAME):
+        register(NAME, _Module())
+    return register is not None
+
+
 @contextmanager
 def pretend_device(apple: bool = True):
     """The device, for as long as the block lasts; the test is skipped where torch cannot be given one.
 
     apple: whether it is as weak as Apple's GPUs: no float64, no copies from the CPU that do not wait.
     """
-    register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
-    if register is None:
+    if not register_device():
         pytest.skip(f"torch {torch.__version__} takes no device written in Python: nothing was tried beside the CPU")
-    if not hasattr(torch, NAME):
-        register(NAME, _Module())
     module, generator, lifts = getattr(torch, NAME), torch.Generator, torch._C._only_lift_cpu_tensors()
     module.active, module.apple, torch.Generator = True, apple, _Generator
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) makes its tensor here and then sends it
