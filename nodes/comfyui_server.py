@@ -73,6 +73,14 @@ def find_tokenizer(root: Path) -> Path | None:
     return tokenizer if tokenizer is not None and tokenizer.is_dir() else None
 
 
+def tokenizer_setting(section: str, settings: type) -> dict[str, dict]:
+    """The setting ``tokenizer`` in ``section``, where ``settings`` have it and a ComfyUI brings one; else nothing."""
+    tokenizer = find_tokenizer(Path(__file__).absolute().parent.parent)  # links unresolved: one may be in custom_nodes
+    if tokenizer is None or "tokenizer" not in settings.__dataclass_fields__:
+        return {}
+    return {section: {"tokenizer": str(tokenizer)}}
+
+
 def find_python(comfyui_dir: Path) -> Path | None:
     """Return the Python that has all that `comfyui_dir` needs, or None.
 

@@ -177,7 +177,7 @@ def generate(options: argparse.Namespace) -> int:
     from likeness.pipelines.stop import StopRequest
 
     recipe_class = find_recipe(options.recipe)
-    defaults = defaults_of_this_machine(recipe_class)
+    defaults = comfyui_server.tokenizer_setting("recipe", recipe_class.Settings)
     settings = settings_of_command(settings_class(recipe_class), defaults, options)
     if options.dump_config:
         terminal.print_file(dump_toml(settings))
@@ -192,14 +192,6 @@ def generate(options: argparse.Namespace) -> int:
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())
     return conclude(state, stop.reason)
-
-
-def defaults_of_this_machine(recipe_class: type) -> dict[str, dict]:
-    """The tokenizer that a ComfyUI brings, for a recipe that can use one."""
-    tokenizer = comfyui_server.find_tokenizer(pack.ROOT)
-    if tokenizer is None or "tokenizer" not in recipe_class.Settings.__dataclass_fields__:
-        return {}
-    return {"recipe": {"tokenizer": str(tokenizer)}}
 
 
 def absolute_reference(reference: str) -> str:

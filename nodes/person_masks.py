@@ -15,6 +15,7 @@ from ..pipelines.masks import (
     clothing_masks,
     face_masks,
     foreground_masks,
+    ignore_below,
     load_mask_rcnn,
     rcnn_masks,
     refine_mask,
@@ -262,9 +263,6 @@ def rcnn_folder() -> str:
 def managed_rcnn(path: Path | None, minimum_score: float, size: tuple[int, int]) -> Callable:
     """The network on ComfyUI's device, under its memory management: takes pictures of ``size`` (H, W) from the CPU, one
     at a time, and gives what it finds from about ``minimum_score`` on back to it.
-
-    torchvision makes two planes of a picture's size for every detection, a hundred at most: those that would be thrown
-    away for their score are not made.
     """
     if path is None:
         name = named(RCNN_WEIGHTS[0]).save_as
@@ -273,8 +271,7 @@ def managed_rcnn(path: Path | None, minimum_score: float, size: tuple[int, int])
             "choose grabcut."
         )
     offload = comfy.model_management.unet_offload_device()
-    device, network = compute_device(), load_mask_rcnn(path)
-    network.roi_heads.score_thresh = max(network.roi_heads.score_thresh, 0.999 * minimum_score)
+    device, network = compute_device(), ignore_below(load_mask_rcnn(path), minimum_score)
     patcher = comfy.model_patcher.ModelPatcher(network, device, offload)
     planes = 2 * MANY_PEOPLE * 4 * size[0] * size[1]
     comfy.model_management.load_models_gpu([patcher], memory_required=planes, force_full_load=True)

@@ -145,15 +145,8 @@ def _settings(cls: type, given: argparse.Namespace):
     from likeness.pipelines.training import settings_class
 
     where = str(given.config or "the command line")
-    return settings_of_command(settings_class(cls), _defaults_of_this_machine(cls), given, where)
-
-
-def _defaults_of_this_machine(cls: type) -> dict[str, dict]:
-    """The tokenizer that a ComfyUI brings, for a task that can use one: single-file models hold none."""
-    tokenizer = comfyui_server.find_tokenizer(Path(__file__).absolute().parent.parent)
-    if tokenizer is None or "tokenizer" not in cls.Settings.__dataclass_fields__:
-        return {}
-    return {"task": {"tokenizer": str(tokenizer)}}
+    defaults = comfyui_server.tokenizer_setting("task", cls.Settings)
+    return settings_of_command(settings_class(cls), defaults, given, where)
 
 
 def export(options: argparse.Namespace, rest: list[str]) -> int:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate.state import PartialState
-from diffusers import DDIMScheduler
 from likeness.pipelines.evaluation.backbones import embedded_clip
 from likeness.pipelines.evaluation.scores import Score, Subject, score_pictures
 from likeness.pipelines.idetail.controls import draw_points
@@ -11,12 +10,12 @@ from likeness.pipelines.idetail.embedded import embedded_relight_pipeline
 from likeness.pipelines.masks.face import tilt_of
 from likeness.pipelines.portraits import render, sample_person
 from likeness.pipelines.spl import StructureSettings, color_loss, preserve_structure, structure_loss
-from likeness.pipelines.spl.edit_pipeline import EditSettings, TextEditPipeline
+from likeness.pipelines.spl.edit_pipeline import EditSettings
 from likeness.pipelines.spl.pipeline import StructureGuidedImg2ImgPipeline
 from likeness.pipelines.training import trainer
 from pretend_device import pretend_device
 from safetensors.torch import load_file
-from tiny_base import make_pipeline
+from tiny_base import make_edit_pipeline, make_pipeline
 from tiny_training import tiny_settings, tiny_trainer, write_portraits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,17 +118,9 @@ def test_what_is_measured_in_float64_leaves_the_device_before(device):
 # ---- Pipelines
 
 
-def edit_pipeline(family, folder):
-    stock = make_pipeline(family, folder)
-    stock.unet.eval()
-    parts = {"vae", "text_encoder", "tokenizer", "unet", "text_encoder_2", "tokenizer_2"} & set(stock.components)
-    scheduler = DDIMScheduler.from_config(stock.scheduler.config)
-    return TextEditPipeline(scheduler=scheduler, **{name: stock.components[name] for name in parts})
-
-
 @pytest.mark.parametrize(("family", "backbone"), [("sd1", "virtual inversion"), ("sdxl", "ddim inversion")])
 def test_edits_from_a_text_to_a_text(device, family, backbone, tmp_path):
-    pipeline = edit_pipeline(family, tmp_path)
+    pipeline = make_edit_pipeline(family, tmp_path)
 
     def edited(where):
         return pipeline.to(where)(
@@ -141,7 +132,7 @@ def test_edits_from_a_text_to_a_text(device, family, backbone, tmp_path):
 
 
 def test_masks_from_words(device, tmp_path):
-    pipeline = edit_pipeline("sd2", tmp_path)
+    pipeline = make_edit_pipeline("sd2", tmp_path)
 
     def mask(where):
         return pipeline.to(where).word_mask(
@@ -213,7 +204,7 @@ def test_a_training_with_samples_averages_and_exports(device, tmp_path, monkeypa
 
 
 def test_the_vae_of_sdxl_that_overflows_in_float16_is_used_in_float32(tmp_path):
-    pipeline = edit_pipeline("sdxl", tmp_path)
+    pipeline = make_edit_pipeline("sdxl", tmp_path)
     with torch.no_grad():
         for part in (pipeline.vae.decoder, pipeline.vae.encoder):
             part.conv_in.weight.mul_(40000 / part.conv_in.weight.abs().max())

@@ -5,31 +5,22 @@ from copy import deepcopy
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from likeness.pipelines.spl import StructureSettings, edit_pipeline, structure_loss
 from likeness.pipelines.spl.attention_control import AttentionControl, AttentionSettings
-from likeness.pipelines.spl.edit_pipeline import EditSettings, TextEditPipeline
+from likeness.pipelines.spl.edit_pipeline import EditSettings
 from likeness.pipelines.spl.prompts import alignment
 from likeness.pipelines.spl.unet_control import _map_size
 from likeness.pipelines.spl.word_masks import edge_mask, words_mask
 from test_pipeline import photo
-from tiny_base import make_pipeline
+from tiny_base import make_edit_pipeline
 
 PROMPTS = ("a b c d", "a x b d")
 FAMILIES = ("sd1", "sd2", "sdxl")
-PARTS = {"vae", "text_encoder", "tokenizer", "unet", "text_encoder_2", "tokenizer_2"}
 
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    made = {}
-    for family in FAMILIES:
-        stock = make_pipeline(family, tmp_path_factory.mktemp(family))
-        stock.unet.eval()
-        parts = {name: part for name, part in stock.components.items() if name in PARTS}
-        parts["scheduler"] = DDIMScheduler.from_config(stock.scheduler.config)
-        made[family] = TextEditPipeline(**parts)
-    return made
+    return {family: make_edit_pipeline(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
 
 
 def seeded(seed=1):

@@ -37,6 +37,19 @@ def unet(context: int, **options):
     )  # fmt: skip
 
 
+PARTS = {"vae", "text_encoder", "tokenizer", "unet", "text_encoder_2", "tokenizer_2"}
+
+
+def make_edit_pipeline(family: str, folder):
+    """A small ``TextEditPipeline``."""
+    from likeness.pipelines.spl.edit_pipeline import TextEditPipeline
+
+    stock = make_pipeline(family, folder)
+    stock.unet.eval()
+    parts = {name: part for name, part in stock.components.items() if name in PARTS}
+    return TextEditPipeline(**parts, scheduler=diffusers.DDIMScheduler.from_config(stock.scheduler.config))
+
+
 def make_pipeline(family: str, folder):
     """A small stock pipeline of diffusers; SD2.x predicts velocity."""
     torch.manual_seed(0)

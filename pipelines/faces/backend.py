@@ -23,7 +23,7 @@ class BackendSettings:
     """Where a backend's files are and what it runs on.
 
     models: ComfyUI's ``models`` folder, or one laid out like it; pack: InsightFace's model pack; device: one of
-    ``DEVICES``, "auto" takes CUDA where the backend can use it; gpu: which one of several.
+    ``DEVICES``, "auto" takes CUDA where the backend can use it; gpu: which one of several, for InsightFace.
     """
 
     models: Path

@@ -17,7 +17,7 @@ from ..faces import Face, FaceBackend, identity_of
 from ..generation.photos import digest_of, find_photos
 from ..generation.recipe import Absent, Rejected
 from ..images import load_image
-from ..masks import face_masks, foreground_masks, load_mask_rcnn, rcnn_masks
+from ..masks import RcnnSettings, face_masks, foreground_masks, ignore_below, load_mask_rcnn, rcnn_masks
 from .instantid import InstantId, InstantIdSettings, Subject, largest_face, subject_of
 from .instantid_models import load_face_backend, load_instantid, needed_files, weight_file
 from .prompts import INPUT_PROMPTS, TARGET_PROMPTS
@@ -206,4 +206,5 @@ class IdetailPhotos:
 
     @cached_property
     def _people(self):
-        return load_mask_rcnn(weight_file(RCNN, self.settings.models)).to(self.device)
+        network = load_mask_rcnn(weight_file(RCNN, self.settings.models))
+        return ignore_below(network, RcnnSettings().minimum_score).to(self.device)

@@ -14,12 +14,12 @@ from .clothing import clothing_masks
 from .face import face_masks
 from .foreground import foreground_masks, refine_mask, split_people
 from .inputs import MaskSettings
-from .mask_rcnn import RcnnSettings, load_mask_rcnn, rcnn_masks
+from .mask_rcnn import RcnnSettings, ignore_below, load_mask_rcnn, rcnn_masks
 from .operations import edge_band, fill_holes, keep_piece, remove_specks, soften
 from .upsampling import MaskUpsampling, upsample_mask
 
 __all__ = [
     "MaskSettings", "MaskUpsampling", "RcnnSettings", "clothing_masks", "edge_band", "face_masks", "fill_holes",
-    "foreground_masks", "keep_piece", "load_mask_rcnn", "rcnn_masks", "refine_mask", "remove_specks", "soften",
-    "split_people", "upsample_mask",
+    "foreground_masks", "ignore_below", "keep_piece", "load_mask_rcnn", "rcnn_masks", "refine_mask", "remove_specks",
+    "soften", "split_people", "upsample_mask",
 ]  # fmt: skip

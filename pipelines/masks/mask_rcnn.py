@@ -60,6 +60,15 @@ def load_mask_rcnn(path: str | Path) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def ignore_below(model: nn.Module, minimum_score: float) -> nn.Module:
+    """Let a network of ``load_mask_rcnn`` leave out what ``find_people`` would drop for its score; returns it.
+
+    torchvision makes two planes of the picture's size for every detection, a hundred at most.
+    """
+    model.roi_heads.score_thresh = max(model.roi_heads.score_thresh, 0.999 * minimum_score)  # which it excludes
+    return model
+
+
 @dataclass(frozen=True)
 class Instances:
     """People of one picture: scores [N], masks [N, H, W] of scores in 0..1."""

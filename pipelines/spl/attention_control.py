@@ -90,7 +90,7 @@ class CrossEdit:
 
     transfer: torch.Tensor
     own: torch.Tensor
-    _placed: dict = field(default_factory=dict, repr=False)
+    _placed: dict = field(default_factory=dict, init=False, repr=False)
 
     def weighted(self, weights: torch.Tensor) -> "CrossEdit":
         """The same with each target token's attention multiplied by ``weights`` ``[target tokens]``."""

@@ -250,7 +250,12 @@ class Trainer:
         run, accelerator = self.run_settings, self.accelerator
         wanted = micro_batches(self.order, steps, accelerator.process_index, accelerator.num_processes, run.batch_size)
         reader = BatchReader(self.task, self.examples, self.cache, run.seed)
-        return reader.batches(wanted, run.loader_threads, pin=self.device.type == "cuda")
+        return reader.batches(wanted, run.loader_threads, pin=self._pins)
+
+    @property
+    def _pins(self) -> bool:
+        """Whether batches are pinned; others may be freed while a copy goes on, as on Apple's GPUs."""
+        return self.device.type == "cuda"
 
     def _step(self, step: int, batches) -> dict[str, float]:
         """One optimiser step; returns the losses, averaged over the global batch."""
@@ -271,9 +276,7 @@ class Trainer:
             requests, batch = next(batches)
             names += [self.examples[request.index].name for request in requests]
             random = BatchRandom(self.run_settings.seed, step, [request.slot for request in requests])
-            # What is not pinned may be freed while a copy goes on, as on Apple's GPUs.
-            pinned = self.device.type == "cuda"
-            batch = {name: tensor.to(self.device, non_blocking=pinned) for name, tensor in batch.items()}
+            batch = {name: tensor.to(self.device, non_blocking=self._pins) for name, tensor in batch.items()}
             last = micro == count - 1
             with nullcontext() if last else self.accelerator.no_sync(self.prepared):
                 losses = self.task.losses(self.prepared, batch, random)

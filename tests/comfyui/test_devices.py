@@ -13,8 +13,7 @@ from likeness.nodes import faces as face_nodes
 from likeness.nodes.idetail import EMBEDDED, RelightConditioning, RelightLoraLoader
 from likeness.nodes.models import LoadEmbeddedPortraitModel
 from likeness.nodes.text_edit import DdimInversionSampler, EditGuiderNode, EditMaskFromWords, VirtualInversionSampler
-from likeness.pipelines.masks import RcnnSettings
-from likeness.pipelines.masks import rcnn_masks as masks_of
+from likeness.pipelines.masks import RcnnSettings, rcnn_masks
 from likeness.pipelines.portraits import render, sample_person
 from pretend_device import pretend_device
 from test_structure_guidance import photo
@@ -33,7 +32,7 @@ def device(monkeypatch):
         monkeypatch.setattr(management, "get_free_memory", lambda dev=None, torch_free_too=False:
                             (8e9, 8e9) if torch_free_too else 8e9)  # fmt: skip
         monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
-        for module in (convert, detail_restore, spl):
+        for module in (convert, detail_restore, person_masks, spl):
             monkeypatch.setattr(module, "compute_device", lambda own=None: own or device)
         yield device
 
@@ -197,10 +196,9 @@ def test_mask_rcnn_sees_one_picture_at_a_time_and_is_loaded_whole(device, monkey
     load = management.load_models_gpu
     monkeypatch.setattr(management, "vram_state", management.VRAMState[memory])
     monkeypatch.setattr(management, "load_models_gpu", lambda *args, **told: asked.append(told) or load(*args, **told))
-    monkeypatch.setattr(person_masks, "compute_device", lambda: device)
     monkeypatch.setattr(person_masks, "load_mask_rcnn", lambda path: network)
     pictures = torch.rand(3, 3, 40, 50)
     find = person_masks.managed_rcnn(Path("weights"), 0.7, (40, 50))
-    found = masks_of(find, pictures, settings=RcnnSettings(softness=0))
+    found = rcnn_masks(find, pictures, settings=RcnnSettings(softness=0))
     assert torch.equal(found, (pictures.mean(1, keepdim=True) > 0.5).float()) and network.weight.device == device
     assert 0.69 < network.roi_heads.score_thresh < 0.7 and asked[0]["memory_required"] >= 2 * 4 * 40 * 50
