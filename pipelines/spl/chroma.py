@@ -11,7 +11,7 @@ intensity, and the structure loss, which sees only the intensity, never changes 
 
 import torch
 
-from .losses import CHROMA, chroma
+from .losses import CHROMA
 from .settings import REFERENCE_PIXELS, StructureSettings
 
 
@@ -26,39 +26,38 @@ def color_change(
     eigenvalues, basis = torch.linalg.eigh(matrix @ matrix.T)
     # d L_CPL / d x of one pixel is W_c m^2 M^T d / (2 pixels); the image in -1..1 contributes the factor 1/2.
     strength = settings.color_weight / (2 * REFERENCE_PIXELS)
-    weight = edited.new_ones(1, 1, 1, 1) if mask is None else mask**2
-    factors = [_shrink_after(strength * value * weight, settings) for value in eigenvalues.tolist()]
-
-    components = torch.einsum("jk,bkhw->bjhw", basis.T.to(edited), chroma(edited - source))
-    change = torch.cat([(f - 1) * c for f, c in zip(factors, components.split(1, dim=1), strict=True)], dim=1)
+    weight = matrix.new_ones(1, 1, 1, 1) if mask is None else mask**2
+    shares = [_shrink_after(strength * value * weight, settings) - 1 for value in eigenvalues.tolist()]
+    to_components = basis.T @ matrix
     back_to_rgb = matrix.T @ basis @ torch.diag(1 / eigenvalues)
-    return torch.einsum("cj,bjhw->bchw", back_to_rgb.to(edited), change)
+    if mask is None:  # the same 3x3 matrix at every pixel
+        return _mix(back_to_rgb @ torch.diag(torch.cat(shares).flatten()) @ to_components, edited - source)
+    return _mix(back_to_rgb, torch.cat(shares, dim=1) * _mix(to_components, edited - source))
+
+
+def _mix(matrix: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    """Each pixel of ``[B, C, H, W]`` times a matrix ``[D, C]``: ``[B, D, H, W]``."""
+    return torch.einsum("dc,bchw->bdhw", matrix.to(channels), channels)
 
 
 def _shrink_after(kappa: torch.Tensor, settings: StructureSettings) -> torch.Tensor:
     """T_K(kappa): the factor by which K steps of the recurrence above shrink d from rest; same shape as ``kappa``.
 
-    One step is the matrix [[1 - lr kappa / 2, -lr momentum / 2], [kappa, momentum]] on (d, w); its K-th power is taken
-    by squaring, elementwise, in float64 where the device has it.
+    One step is the matrix A = [[1 - lr kappa / 2, -lr momentum / 2], [kappa, momentum]] on (d, w). With its trace P and
+    its determinant Q = momentum, A^K = U_K A - Q U_(K-1), where U is a Lucas sequence and V = P U_K - 2 Q U_(K-1) its
+    companion, both found by doubling K bit by bit; elementwise, in float64 where the device has it.
     """
     precise = kappa.device.type in ("cpu", "cuda")
-    k = kappa.double() if precise else kappa
-    half = settings.learning_rate / 2
-    step = (1 - half * k, torch.full_like(k, -half * settings.momentum), k, torch.full_like(k, settings.momentum))
-    power = (torch.ones_like(k), torch.zeros_like(k), torch.zeros_like(k), torch.ones_like(k))
-    remaining = settings.iterations
-    while remaining:
-        if remaining & 1:
-            power = _multiply(power, step)
-        step = _multiply(step, step)
-        remaining >>= 1
-    return power[0].to(kappa.dtype)
-
-
-def _multiply(a, b):
-    return (
-        a[0] * b[0] + a[1] * b[2],
-        a[0] * b[1] + a[1] * b[3],
-        a[2] * b[0] + a[3] * b[2],
-        a[2] * b[1] + a[3] * b[3],
-    )
+    shrink = 1 - settings.learning_rate / 2 * (kappa.double() if precise else kappa)
+    determinant = settings.momentum
+    trace = shrink + determinant
+    first, companion, power = torch.ones_like(trace), trace, determinant
+    for bit in f"{settings.iterations:b}"[1:]:
+        first, companion, power = first * companion, companion * companion - 2 * power, power * power
+        if bit == "1":
+            first, companion = (
+                (trace * first + companion) / 2,
+                ((trace * trace - 4 * determinant) * first + trace * companion) / 2,
+            )
+            power = power * determinant
+    return ((shrink - trace / 2) * first + companion / 2).to(kappa.dtype)

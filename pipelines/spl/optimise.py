@@ -36,19 +36,21 @@ def preserve_structure(
     source = source.to(edited.device)
     if mask is not None:
         mask = prepare_mask(mask, tuple(edited.shape[-2:]), edited.shape[0], settings.mask_dilation).to(edited.device)
-    result = edited
+    change = 0
     if settings.structure_weight > 0:
         counter = _Counter(on_iteration, settings.iterations * edited.shape[0])
-        result = result + intensity_change(intensity(edited), intensity(source), mask, settings, counter)
+        change = intensity_change(intensity(edited), intensity(source), mask, settings, counter)
     if settings.color_weight > 0:
-        result = result + color_change(edited, source, mask, settings)
-    if not result.abs().max() < _DIVERGED:  # also true for NaN
+        change = color_change(edited, source, mask, settings).add_(change)
+    result = edited + change
+    low, high = result.aminmax()
+    if not max(-low, high) < _DIVERGED:  # also true for NaN
         raise ValueError(
             f"the optimisation diverged with structure_weight {settings.structure_weight:g}, color_weight "
             f"{settings.color_weight:g}, learning_rate {settings.learning_rate:g}, momentum {settings.momentum:g}: "
             "lower the weights (defaults 10000 and 1000) or the learning rate."
         )
-    return result.clamp(0, 1)
+    return result.clamp_(0, 1)
 
 
 def prepare_mask(mask: torch.Tensor, size: tuple[int, int], batch: int, dilation: int) -> torch.Tensor:

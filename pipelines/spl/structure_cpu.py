@@ -4,20 +4,20 @@
 additions and multiplications, so it is bound by memory and by the serial running sum inside ``cv2.boxFilter``. Hence:
 
 * The plane is cut into four horizontal bands that are stored as the four interleaved channels of one array: the window
-  sum then runs four independent chains at once, at over twice the speed. Each band carries a halo of 2r rows of its
-  neighbours, renewed once an iteration.
+  sum then runs four independent chains at once, at over twice the speed. Each band carries a halo of r rows of its
+  neighbours, renewed whenever these change.
 * Every thread works through its rows in tiles small enough for the cache. OpenCV and numpy release the interpreter
   lock, so plain threads scale.
 * All arrays are allocated once; every operation writes in place.
 """
 
+import math
 import threading
 from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
-import torch
 
-from ..filters import window_count
 from ..optional import need
 from .settings import REFERENCE_PIXELS, StructureSettings
 
@@ -45,6 +45,8 @@ class _Bands:
         self.bands = 4 if height >= 4 * halo else 1
         self.core = -(-height // self.bands)
         self.rows = self.core + 2 * halo
+        # Where the image ends in the last band.
+        self.end = halo + height - (self.bands - 1) * self.core
 
     def pack(self, plane: np.ndarray, out: np.ndarray) -> np.ndarray:
         cv2 = need("cv2", "opencv-python")
@@ -61,20 +63,34 @@ class _Bands:
     def interleaved(self, packed: np.ndarray) -> np.ndarray:
         return packed.reshape(-1, self.width, self.bands)
 
-    def share_rows(self, packed: np.ndarray, top: int, bottom: int) -> None:
-        """Copy what new rows top..bottom hold for the halos of the neighbouring bands.
+    def sharing(self, planes: list[np.ndarray], top: int, bottom: int):
+        """A function that copies what new rows top..bottom of ``planes`` hold for the halos of the neighbouring bands.
 
         Rows below the image are set to zero, as everything outside it.
         """
-        bands, halo, core = self.interleaved(packed), self.halo, self.core
-        end = halo + self.height - (self.bands - 1) * core
-        bands[max(top, end) : bottom, :, -1] = 0
-        first, last = max(top, core), min(bottom, core + halo)
-        if self.bands > 1 and first < last:
-            bands[first - core : last - core, :, 1:] = bands[first:last, :, :-1]
-        first, last = max(top, halo), min(bottom, 2 * halo)
-        if self.bands > 1 and first < last:
-            bands[first + core : last + core, :, :-1] = bands[first:last, :, 1:]
+        cv2 = need("cv2", "opencv-python")
+        halo, core = self.halo, self.core
+        below = [self.interleaved(plane)[max(top, self.end) : bottom, :, -1] for plane in planes]
+        copies = []
+        # The last rows of a band lie above the next one, its first rows below the one before.
+        for start, shift, source, target in ((core, -core, 0, 1), (halo, core, 1, 0)):
+            first, last = max(top, start), min(bottom, start + halo)
+            if first < last and self.bands > 1:
+                rows = [self.interleaved(plane)[first:last] for plane in planes]
+                halos = [self.interleaved(plane)[first + shift : last + shift] for plane in planes]
+                pairs = [
+                    plane * self.bands + band + side
+                    for plane in range(len(planes)) for band in range(self.bands - 1) for side in (source, target)
+                ]  # fmt: skip
+                copies.append(partial(cv2.mixChannels, rows, halos, pairs))
+
+        def share() -> None:
+            for rows in below:
+                rows.fill(0)
+            for copy in copies:
+                copy()
+
+        return share
 
 
 class _Descent:
@@ -82,17 +98,17 @@ class _Descent:
         self.settings, self.threads = settings, threads
         self.radius = settings.radius
         self.scale = settings.learning_rate * settings.structure_weight / (6 * REFERENCE_PIXELS)
-        self.layout = _Bands(*image.shape, halo=2 * self.radius)
+        self.layout = _Bands(*image.shape, halo=self.radius)
+        self.tiles = _tiles(self.radius, self.layout.rows - self.radius, threads)
         self._prepare(image, source, mask)
 
     def _prepare(self, image, source, mask):
         """Constant planes in the band layout, with the signs and factors that save operations in the loop.
 
-        Outside the image they are zero, but for ``floor`` (N epsilon), which is divided by.
+        Outside the image they are zero, but for ``floor`` (N epsilon): what is divided by it there is zero, too.
         """
-        # One block for all planes: the system hands it out in large pages, which are far cheaper to touch first.
-        shape = self.layout.rows, self.layout.width * self.layout.bands
-        planes = iter(np.empty((10 if mask is None else 12, *shape), np.float32))
+        planes, self.scratch = self._allocate(10 if mask is None else 12)
+        planes = iter(planes)
 
         def pack(plane):
             return self.layout.pack(plane, next(planes))
@@ -101,25 +117,47 @@ class _Descent:
             image, source = mask * image, mask * source
         # Any constant may be subtracted from both images; small values keep the digits of flat areas.
         center = source.mean()
-        source = source - center
-        inverse_count = 1 / window_count(source.shape, self.radius, torch.zeros(()))[0, 0].numpy()
-        mean = self._window_sum(source)() * inverse_count
-        variance = self._window_sum(source * source)() * inverse_count - mean * mean
-
         self.start = image - center
-        self.plane = pack(self.start)
-        self.source = pack(source)
-        self.minus_mean = pack(-mean)
-        self.gain = pack(inverse_count / (variance + np.float32(self.settings.epsilon)))
-        self.floor = pack(np.float32(self.settings.epsilon) / inverse_count)
-        self.floor[self.floor == 0] = 1
-        self.minus_inverse_count = pack(-inverse_count)
+        self.plane, self.source = pack(self.start), pack(source - center)
+        self.inverse_count = pack(1 / _window_count(*image.shape, self.radius))
         self.mask = None if mask is None else pack(mask)
-        self.velocity, *self.coefficients = (next(planes) for _ in range(4))
+        self.floor, self.minus_mean, self.minus_gain, self.velocity, *rest = planes
+        self.coefficients = rest[:3]
+        self.total = None if mask is None else rest[3]
+        with np.errstate(divide="ignore"):
+            np.divide(np.float32(self.settings.epsilon), self.inverse_count, out=self.floor)
+        self._describe_source()
         self.velocity.fill(0)
-        self.total = None if mask is None else next(planes)
         if mask is not None:
             self.total.fill(0)
+        for plane in self.coefficients:  # above and below the image nothing is ever written
+            plane[: self.radius] = plane[-self.radius :] = 0
+
+    def _describe_source(self) -> None:
+        """-E[S] and -1 / (N^2 (var S + epsilon)) of every window, from N E[S] and N E[S^2]."""
+        minus_mean, gain, squares = self.minus_mean, self.minus_gain, self.coefficients[0]
+        self._band_sum(self.source, minus_mean)()
+        self._band_sum(np.multiply(self.source, self.source, out=squares), gain)()
+        np.multiply(minus_mean, minus_mean, out=squares)
+        np.multiply(squares, self.inverse_count, out=squares)
+        np.subtract(squares, gain, out=gain)
+        np.subtract(gain, self.floor, out=gain)
+        np.divide(self.inverse_count, gain, out=gain)
+        np.negative(np.multiply(minus_mean, self.inverse_count, out=minus_mean), out=minus_mean)
+
+    def _allocate(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """``count`` planes, and for each thread four of a tile with all that its windows reach.
+
+        All in one block: the system hands that out in large pages, which are far cheaper to touch first.
+        """
+        columns = self.layout.width * self.layout.bands
+        shapes = [
+            (count, self.layout.rows, columns),
+            (self.threads, 4, max(bottom - top for top, bottom in sum(self.tiles, [])) + 2 * self.radius, columns),
+        ]
+        first, second = (math.prod(shape) for shape in shapes)
+        block = np.empty(first + second, np.float32)
+        return block[:first].reshape(shapes[0]), block[first:].reshape(shapes[1])
 
     def _window_sum(self, plane, out=None):
         """A function that puts the window sums of ``plane`` into ``out`` and returns them."""
@@ -148,31 +186,32 @@ class _Descent:
         sum_plane = self._band_sum(plane, sums[0])
         sum_product, sum_square = (self._band_sum(product, out) for out in sums[1:])
         # Sums over windows, so N times the moments: the factors N cancel in a and a'.
-        total, covariance, variance = (values[inner] for values in sums)
-        minus_mean_plane = product[inner]
-        minus_inverse_count, minus_mean = self.minus_inverse_count[rows], self.minus_mean[rows]
-        floor, gain = self.floor[rows], self.gain[rows]
+        total, covariance, minus_variance = (values[inner] for values in sums)
+        mean_plane = product[inner]
+        inverse_count, minus_mean = self.inverse_count[rows], self.minus_mean[rows]
+        floor, minus_gain = self.floor[rows], self.minus_gain[rows]
         minus_slopes, minus_offsets, weights = (values[rows] for values in self.coefficients)
+        share = self.layout.sharing(self.coefficients, top, bottom)
 
         def fit() -> None:
             # Each product is summed at once, while it is in the cache.
-            np.multiply(plane, source, out=product)
+            np.multiply(plane, source, product)
             sum_product()
-            np.multiply(plane, plane, out=product)
+            cv2.multiply(plane, plane, product, -1)
             sum_square()
             sum_plane()
-            np.multiply(total, minus_inverse_count, out=minus_mean_plane)
+            np.multiply(total, inverse_count, mean_plane)
             cv2.accumulateProduct(minus_mean, total, covariance)
-            cv2.accumulateProduct(minus_mean_plane, total, variance)
-            np.add(variance, floor, out=variance)
-            back = np.divide(covariance, variance, out=variance)
-            np.multiply(back, back, out=weights)
-            np.subtract(-1, weights, out=weights)
-            np.multiply(weights, minus_inverse_count, out=weights)
-            slopes = cv2.accumulateProduct(covariance, gain, back)
-            np.multiply(slopes, minus_inverse_count, out=minus_slopes)
-            np.multiply(minus_mean_plane, weights, out=minus_offsets)
+            cv2.accumulateProduct(mean_plane, total, minus_variance)
+            np.subtract(minus_variance, floor, minus_variance)
+            minus_back = np.divide(covariance, minus_variance, minus_variance)
+            np.multiply(minus_back, inverse_count, minus_slopes)
+            np.copyto(weights, inverse_count)
+            cv2.accumulateProduct(minus_back, minus_slopes, weights)
+            cv2.accumulateProduct(covariance, minus_gain, minus_slopes)
+            cv2.multiply(mean_plane, weights, minus_offsets, -1)
             cv2.accumulateProduct(minus_slopes, minus_mean, minus_offsets)
+            share()
 
         return fit
 
@@ -186,6 +225,7 @@ class _Descent:
         velocity, plane, source = self.velocity[rows], self.plane[rows], self.source[rows]
         mask, total = (None, None) if self.mask is None else (self.mask[rows], self.total[rows])
         momentum, scale = self.settings.momentum, self.scale
+        share = self.layout.sharing([self.plane], top, bottom)
 
         def step() -> None:
             for window_sum in window_sums:
@@ -200,30 +240,25 @@ class _Descent:
                 cv2.scaleAdd(velocity, momentum, gradient, dst=velocity)
                 np.add(total, velocity, out=total)
                 cv2.scaleAdd(np.multiply(velocity, mask, out=weight), -scale, plane, dst=plane)
-            self.layout.share_rows(self.plane, top, bottom)
+            share()
 
         return step
 
     def run(self, on_iteration) -> np.ndarray:
-        rows, radius = self.layout.rows, self.radius
-        fit = _tiles(radius, rows - radius, self.threads)
-        step = _tiles(2 * radius, rows - 2 * radius, self.threads)
-        height = max(bottom - top for tiles in fit + step for top, bottom in tiles) + 2 * radius
-        barrier = threading.Barrier(self.threads)
+        barrier = _Barrier(self.threads)
 
         def iterate(worker: int) -> None:
-            scratch = np.empty((4, height, self.plane.shape[1]), np.float32)
-            fits = [self._fit(*tile, scratch) for tile in fit[worker]]
-            steps = [self._step(*tile, scratch) for tile in step[worker]]
+            fits = [self._fit(*tile, self.scratch[worker]) for tile in self.tiles[worker]]
+            steps = [self._step(*tile, self.scratch[worker]) for tile in self.tiles[worker]]
             for _ in range(self.settings.iterations):
                 for compute in fits:
                     compute()
-                barrier.wait()
+                barrier.wait(worker)
                 for compute in steps:
                     compute()
                 if worker == 0 and on_iteration is not None:
                     on_iteration()
-                barrier.wait()
+                barrier.wait(worker)
 
         def work(worker: int) -> None:
             # A diverging descent overflows; the caller finds that in the result and says so.
@@ -236,6 +271,15 @@ class _Descent:
         return self.layout.unpack(-self.scale * self.total)
 
 
+def _window_count(height: int, width: int, radius: int) -> np.ndarray:
+    """How many pixels every window has in the image, float32. Without torch: its threads spin on after their work."""
+    counts = []
+    for length in (height, width):
+        before = np.minimum(np.arange(length), radius)
+        counts.append((before + 1 + before[::-1]).astype(np.float32))
+    return np.outer(*counts)
+
+
 def _tiles(first: int, last: int, threads: int) -> list[list[tuple[int, int]]]:
     """Cut rows first..last into one run of tiles for every thread."""
     edges = np.linspace(first, last, threads + 1).astype(int)
@@ -246,7 +290,31 @@ def _tiles(first: int, last: int, threads: int) -> list[list[tuple[int, int]]]:
     return runs
 
 
-def _run_together(work, threads: int, barrier: threading.Barrier) -> None:
+class _Barrier:
+    """As ``threading.Barrier``, of queues written in C: Python's own takes the interpreter lock several times a wait.
+
+    Every worker tells the one that is 1, 2, 4 ... places on, and hears from as many (the dissemination barrier of
+    Hensgen, Finkel and Manber 1988).
+    """
+
+    def __init__(self, workers: int):
+        self.rounds = [[SimpleQueue() for _ in range(workers)] for _ in range((workers - 1).bit_length())]
+
+    def wait(self, worker: int) -> None:
+        """Until all have come; raises ``BrokenBarrierError`` if one calls ``abort`` instead."""
+        for number, inboxes in enumerate(self.rounds):
+            inboxes[(worker + 2**number) % len(inboxes)].put(True)
+            if not inboxes[worker].get():
+                raise threading.BrokenBarrierError
+
+    def abort(self) -> None:
+        """Wake all that wait, and all that will."""
+        for inboxes in self.rounds:
+            for inbox in inboxes:
+                inbox.put(False)
+
+
+def _run_together(work, threads: int, barrier: _Barrier) -> None:
     """Run ``work(0)`` here and ``work(1..)`` in threads; the first error ends all of them and is raised here."""
     errors = []
 
