@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
 from likeness.pipelines.idetail.adapter import (
     apply_adapter,
     conv_in_change,
@@ -31,6 +31,7 @@ from likeness.pipelines.idetail.losses import (
     noise_of,
     relight_losses,
 )
+from likeness.pipelines.idetail.pipeline import RelightPipeline
 from likeness.pipelines.idetail.prompts import (
     EFFECTS,
     INPUT_PROMPTS,
@@ -40,6 +41,8 @@ from likeness.pipelines.idetail.prompts import (
 )
 from likeness.pipelines.idetail.takes import INPUT, ORIGINAL, TARGET, Take, pairs_of
 from likeness.pipelines.training.lora import add_lora, kohya_tensors, save_lora, target_layers
+from tiny_base import PARTS, make_pipeline
+from tiny_base import unet as unet_of
 
 SHAPE = (3, 4, 5, 6)
 
@@ -308,3 +311,33 @@ def test_prompts():
         relight_prompt("disco")
     with pytest.raises(ValueError, match="number of people is 0"):
         relight_prompt("", 0)
+
+
+# ---- sampling, against diffusers' own inpainting pipeline
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_relighting_samples_as_diffusers_own_nine_channel_pipeline(family, tmp_path):
+    """The two share the channels' order; a mask without edges is the same at both ways of shrinking it."""
+    stock = make_pipeline(family, tmp_path)
+    context, linear = stock.unet.config.cross_attention_dim, stock.unet.config.use_linear_projection
+    torch.manual_seed(1)
+    parts = {name: part for name, part in stock.components.items() if name in PARTS}
+    parts["unet"] = unet_of(context, use_linear_projection=linear, in_channels=9).eval()
+    ours = RelightPipeline(**parts, scheduler=stock.scheduler)
+    draw = torch.Generator().manual_seed(0)
+    picture, mask = torch.rand((2, 3, 16, 24), generator=draw), torch.ones(2, 16, 24)
+    noise = torch.randn((2, 4, 8, 12), generator=draw)
+    texts = {"prompt": ["a b c", "d"], "guidance_scale": 4.0}
+    relit = ours(picture, mask=mask, negative_prompt="n o", steps=4, noise=noise, **texts)
+
+    theirs = StableDiffusionInpaintPipeline(
+        **parts, scheduler=stock.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        image=picture, mask_image=mask[:, None], masked_image_latents=ours.encode(picture), height=16, width=24,
+        negative_prompt=["n o"] * 2, num_inference_steps=4, latents=noise, output_type="pt", **texts,
+    ).images  # fmt: skip
+    assert expected.std() > 0.02
+    torch.testing.assert_close(relit, expected, atol=1e-4, rtol=0)
