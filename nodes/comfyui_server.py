@@ -66,6 +66,18 @@ def find_comfyui(root: Path) -> Path | None:
     return next(filter(_is_comfyui, [*candidates, Path.home() / "ComfyUI"]), None)
 
 
+def find_models(root: Path) -> Path | None:
+    """The models folder of the ComfyUI to use with the checkout `root`, or None. Raises ValueError as `find_comfyui`.
+
+    ComfyUI's desktop app keeps its program elsewhere: there `custom_nodes` lies beside the models alone.
+    """
+    folder, parent = find_comfyui(root), Path(root).absolute().parent
+    beside = parent.parent / "models"
+    if folder is None and parent.name == "custom_nodes" and beside.is_dir():
+        return beside
+    return None if folder is None else folder / "models"
+
+
 def find_tokenizer(root: Path) -> Path | None:
     """The folder of the CLIP tokenizer that a ComfyUI brings: checkpoints of one file hold none."""
     folder = find_comfyui(root)
@@ -335,9 +347,12 @@ def missing_modules(python: Path, modules: Sequence[str] = COMFYUI_MODULES) -> l
 def _link_folder(link: Path, target: Path) -> None:
     if os.name == "nt":
         # A junction, unlike a symbolic link, needs no special right on Windows.
-        made = subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], capture_output=True, text=True)
-        if made.returncode != 0:
-            raise ComfyServerError(f"Windows could not link {target} into ComfyUI: {made.stderr.strip()}")
+        import _winapi
+
+        try:
+            _winapi.CreateJunction(str(target), str(link))
+        except OSError as error:
+            raise ComfyServerError(f"Windows could not link {target} into ComfyUI: {error}") from error
     else:
         link.symlink_to(target, target_is_directory=True)
 

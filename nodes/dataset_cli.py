@@ -33,6 +33,10 @@ from collections.abc import Callable
 from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
 
+# Pythons that start isolated, as that of ComfyUI's portable build does, do not look beside the script.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import comfyui_server
 import environment
 import pack
@@ -48,7 +52,7 @@ RECIPES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = terminal.typed(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["work"]:
         return run(arguments)  # its engine knows what an interrupt means
     code = 0 if arguments[:1] == ["generate"] else 1

@@ -22,6 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # never pins torch. Without them a package that wants torchvision pulls the newest one and another torch with it.
 TESTED_BUILDS = ("torch==2.13.0", "torchvision==0.28.0")
 
+# Of the files that pip puts below an environment the one with the longest name, a licence of torch 2.13, and what a
+# Windows without long paths takes.
+LONGEST_NAME, WINDOWS_LIMIT = 192, 259
+
 # Set across the restart, so that an environment which still lacks a module ends in an error, not in a loop.
 RESTARTED = "LIKENESS_RESTARTED"
 
@@ -72,6 +76,7 @@ def create_environment(
     stamp = folder / f"complete-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if stamp.exists() and python.exists():
         return python
+    _check_length(folder)
     print(f"Setting up {folder} (first start, or the requirements changed). This can take some minutes.", flush=True)
     if not runs(python, "-m", "pip", "--version"):
         _make_venv(folder)
@@ -97,6 +102,26 @@ def runs(python: Path, *arguments: str) -> bool:
     """Return whether `python` starts and ends well with these arguments; what it prints is dropped."""
     try:
         return subprocess.run([str(python), *arguments], check=False, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def _check_length(folder: Path) -> None:
+    longest = len(str(folder.absolute())) + LONGEST_NAME
+    if os.name == "nt" and longest > WINDOWS_LIMIT and not _allows_long_paths():
+        raise SetupError(
+            f"{folder} lies too deep: torch's files in it would have names of up to {longest} characters, this Windows "
+            f"allows {WINDOWS_LIMIT}. Move the checkout up, to C:\\Likeness for example, or switch on Windows' long "
+            "paths (LongPathsEnabled)."
+        )
+
+
+def _allows_long_paths() -> bool:
+    import winreg
+
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key:
+            return winreg.QueryValueEx(key, "LongPathsEnabled")[0] == 1
     except OSError:
         return False
 

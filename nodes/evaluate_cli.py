@@ -29,6 +29,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+# Pythons that start isolated, as that of ComfyUI's portable build does, do not look beside the script.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import comfyui_server
 import environment
 import pack
 import terminal
@@ -40,7 +45,7 @@ EXPORTS = ("autoencoder", "clip", "text_to_image", "face_embedder", "face_detect
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(terminal.typed(arguments))
     return terminal.run_script("evaluate_cli", lambda: _run(options), 0, options.left)
 
 
@@ -180,8 +185,8 @@ def _add_networks(command) -> None:
                          "(default: cpu)")  # fmt: skip
     command.add_argument("--faces", choices=("none", "embedded", "opencv", "insightface"), default="none",
                          help="what finds and embeds faces (default: none)")  # fmt: skip
-    command.add_argument("--models", type=Path, default=Path("models"),
-                         help="ComfyUI's models folder, or one like it (default: models)")  # fmt: skip
+    command.add_argument("--models", type=Path, help="ComfyUI's models folder, or one like it (default: that "
+                         "of the ComfyUI found, else ./models)")  # fmt: skip
 
 
 def run_score(options: argparse.Namespace) -> int:
@@ -241,11 +246,12 @@ def _panel(options: argparse.Namespace):
     from likeness.pipelines.evaluation.panel import portrait_scores, words_network
     from likeness.pipelines.spl.score import SCORES
 
-    models, faces = [options.models], None
+    folder = options.models or comfyui_server.find_models(pack.ROOT) or Path("models")
+    models, faces = [folder], None
     if options.faces != "none":
         from likeness.pipelines.faces import BackendSettings, load_backend
 
-        faces = load_backend(options.faces, BackendSettings(options.models))
+        faces = load_backend(options.faces, BackendSettings(folder))
     words = words_network(models, options.clip)
     clothes = load_network("vgg16", models, options.vgg16) if options.vgg16 else None
     name = getattr(options, "features", None)

@@ -16,6 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+# Pythons that start isolated, as that of ComfyUI's portable build does, do not look beside the script.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import comfyui_server
 import environment
 import pack
@@ -50,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="where to run: auto takes ComfyUI if one is found (default: auto)",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(terminal.typed(sys.argv[1:] if arguments is None else arguments))
     options.jobs = [options.job] if options.job else ["refine"] if options.photo else ["edit", "relight"]
     if options.photo and options.jobs != ["refine"]:
         parser.error("the small model knows its own portraits only: leave the photo out, or use --job refine")

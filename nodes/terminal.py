@@ -3,6 +3,8 @@
 Standard library only, so that a script can import it first.
 """
 
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -47,3 +49,8 @@ def print_file(text: str) -> None:
     if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")
     print(text, end="")
+
+
+def typed(words: list[str]) -> list[str]:
+    """The words of a command line with ``~`` as the home folder: Windows' shells leave that to the program."""
+    return [os.path.expanduser(word) if re.match(r"~([/\\]|$)", word) else word for word in words]

@@ -28,6 +28,10 @@ import importlib
 import sys
 from pathlib import Path
 
+# Pythons that start isolated, as that of ComfyUI's portable build does, do not look beside the script.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import comfyui_server
 import environment
 import pack
@@ -51,7 +55,7 @@ MODULES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "PIL", 
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
-    return terminal.run_script("train_cli", lambda: run(arguments), 0, "nothing has changed")
+    return terminal.run_script("train_cli", lambda: run(terminal.typed(arguments)), 0, "nothing has changed")
 
 
 def run(arguments: list[str]) -> int:

@@ -25,6 +25,10 @@ import json
 import sys
 from pathlib import Path
 
+# Pythons that start isolated, as that of ComfyUI's portable build does, do not look beside the script.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import comfyui_server
 import environment
 import pack
@@ -35,7 +39,7 @@ MODULES = ("torch", "safetensors", "huggingface_hub", "tqdm", "numpy")
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(terminal.typed(arguments))
     download = options.run is run_download
     left = "the same command goes on there" if download else "nothing has changed"
     return terminal.run_script("weights_cli", lambda: _run(options), 0 if download else 1, left)
@@ -85,10 +89,10 @@ def models_folders(options: argparse.Namespace) -> list[Path]:
         if missing:
             raise ValueError(f"--models {missing[0]} is no folder: make it first, or give ComfyUI's models folder.")
         return options.models
-    comfyui = comfyui_server.find_comfyui(pack.ROOT)
-    if comfyui is None:
+    found = comfyui_server.find_models(pack.ROOT)
+    if found is None:
         raise ValueError("no ComfyUI was found (COMFYUI_DIR, above custom_nodes, ~/ComfyUI): give --models DIR.")
-    return [comfyui / "models"]
+    return [found]
 
 
 def chosen(options: argparse.Namespace) -> list:

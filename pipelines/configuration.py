@@ -8,6 +8,7 @@ import argparse
 import codecs
 import difflib
 import math
+import os
 import types
 import typing
 from dataclasses import MISSING, Field, asdict, field, fields
@@ -213,7 +214,8 @@ def _convert_one(section: str, entry: Field, kind: type, value):
     if kind in (str, Path) and not isinstance(value, (str, Path)):
         raise wrong
     try:
-        converted = kind(value)
+        # No shell has expanded what stands in a file, and Windows' shells expand nothing.
+        converted = Path(os.path.expanduser(value)) if kind is Path else kind(value)
     except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if kind is int and isinstance(value, float) and converted != value:

@@ -1,5 +1,7 @@
 """Stopping a long run on request: SIGINT, SIGTERM, Ctrl-Break, or a file named STOP in its folder.
 
+STOP.txt counts, too: Windows' Explorer gives new text files that ending and hides it.
+
 Every loop polls ``StopRequest.check``; what was done so far is saved by whoever catches ``Stopped``, and the process
 ends with 0. A second signal ends it at once.
 """
@@ -10,6 +12,9 @@ import threading
 from pathlib import Path
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+
+
+FILES = ("STOP", "STOP.txt")
 
 
 class Stopped(Exception):
@@ -23,14 +28,14 @@ class StopRequest:
     """
 
     def __init__(self, folder: str | Path | None = None):
-        self.file = Path(folder) / "STOP" if folder is not None else None
+        self.files = [Path(folder) / name for name in FILES] if folder is not None else []
         self.reason: str | None = None
         self._previous: dict = {}
 
     def __enter__(self) -> "StopRequest":
-        if self.file is not None and self.file.is_file():
-            print(f"Removed {self.file}, left from an earlier run.", flush=True)
-            self.file.unlink(missing_ok=True)
+        for file in filter(Path.is_file, self.files):
+            print(f"Removed {file}, left from an earlier run.", flush=True)
+            file.unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
@@ -40,14 +45,16 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous = {}
         # Only now: other processes of the same run look at the same file.
-        if self.file is not None and self.requested:
-            self.file.unlink(missing_ok=True)
+        if self.requested:
+            for file in self.files:
+                file.unlink(missing_ok=True)
 
     @property
     def requested(self) -> bool:
         """True once a stop was asked for, and from then on."""
-        if self.reason is None and self.file is not None and self.file.is_file():
-            self.reason = f"the file {self.file}"
+        if self.reason is None:
+            file = next(filter(Path.is_file, self.files), None)
+            self.reason = None if file is None else f"the file {file}"
         return self.reason is not None
 
     def check(self, *progress) -> None:

@@ -58,6 +58,13 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert isinstance(settings.run.rate, float)
 
 
+def test_a_path_in_a_file_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    settings = build_settings(Settings, {"run": {"output": "~/runs", "names": ["~/a"]}})
+    assert settings.run.output == Path("/home/me/runs") and settings.run.names == ("~/a",)
+
+
 def test_settings_as_words_of_a_command_line_read_back_as_themselves():
     for run in (Run(Path("a b")), Run(Path("x"), 7, 1e-7, ("a", "b c"), 0, False)):
         words = as_arguments(Run, as_tables(Settings(run, Model()))["run"])

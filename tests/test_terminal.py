@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from comfyui_environment import load_script
 from likeness.pipelines.configuration import read_toml
+from likeness.pipelines.generation import worker
+from likeness.pipelines.stop import Stopped, StopRequest
 
 NODES = Path(__file__).resolve().parents[1] / "nodes"
 for needed in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
@@ -110,3 +113,69 @@ def test_a_script_that_windows_starts_anew_may_save_before_it_ends(tmp_path):
         os.killpg(started.pid, signal.SIGINT)
         assert started.wait(30) == 0
         assert started.stdout.read() == "saved\n"
+
+
+@pytest.mark.parametrize("name", ["dataset_cli", "evaluate_cli", "quickstart", "train_cli", "weights_cli"])
+def test_scripts_find_each_other_with_a_python_that_starts_isolated(name):
+    """As the one does that ComfyUI's portable build brings."""
+    words = ["generate", "--help"] if name == "dataset_cli" else ["--help"]
+    done = subprocess.run([sys.executable, "-I", NODES / f"{name}.py", *words], capture_output=True, timeout=200)
+    assert done.returncode == 0 and b"usage" in done.stdout, done.stderr.decode()
+
+
+def test_the_home_folder_is_known_where_no_shell_puts_it_in(monkeypatch):
+    monkeypatch.setenv("HOME" if os.name != "nt" else "USERPROFILE", "/home/me")
+    terminal = load_script("terminal")
+    assert terminal.typed(["score", "~/a b.png", "~", "--prompt", "~5 years old", "x~/y"]) == [
+        "score", "/home/me/a b.png", "/home/me", "--prompt", "~5 years old", "x~/y"]  # fmt: skip
+
+
+def test_the_stop_file_counts_as_windows_names_it(tmp_path):
+    with StopRequest(tmp_path) as stop:
+        assert not stop.requested
+        (tmp_path / "STOP.txt").touch()
+        with pytest.raises(Stopped, match=r"STOP\.txt"):
+            stop.check()
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_windows_a_worker_asks_about_its_input_and_leaves_no_read_waiting(monkeypatch):
+    """A waiting read holds up the libraries that ask about the same pipe while they load (numpy 24290)."""
+    asked = []
+
+    def peek(handle, size):
+        asked.append((handle, size))
+        if len(asked) > 2:
+            raise BrokenPipeError(109, "the pipe has been ended")
+        return 0, 0
+
+    monkeypatch.setitem(sys.modules, "_winapi", SimpleNamespace(PeekNamedPipe=peek))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(get_osfhandle=lambda number: 70 + number))
+    ended = []
+    monkeypatch.setattr(worker, "os", SimpleNamespace(name="nt", _exit=ended.append))
+    monkeypatch.setattr(worker, "POLL_INPUT", 0.01)
+    stop = StopRequest()
+    worker._stop_at_end_of_input(stop, 0)
+    assert asked == [(70, 0)] * 3 and stop.reason == worker.INPUT_ENDED and ended == [worker.EXIT_STOPPED]
+
+
+def test_models_are_found_beside_the_pack_in_the_desktop_app(monkeypatch, tmp_path):
+    """Its program lies elsewhere: no main.py is beside them."""
+    server, pack = load_script("comfyui_server"), tmp_path / "ComfyUI" / "custom_nodes" / "likeness"
+    monkeypatch.delenv("COMFYUI_DIR", raising=False)
+    monkeypatch.setattr(server.Path, "home", lambda: tmp_path)
+    assert server.find_models(pack) is None
+    (tmp_path / "ComfyUI" / "models").mkdir(parents=True)
+    assert server.find_models(pack) == tmp_path / "ComfyUI" / "models"
+    assert server.find_models(tmp_path / "likeness") is None
+
+
+def test_an_environment_too_deep_for_windows_is_refused_before_anything_is_installed(monkeypatch):
+    environment = load_script("environment")
+    monkeypatch.setattr(environment, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(environment, "_allows_long_paths", lambda: False)
+    environment._check_length(Path("/" + "d" * 60))
+    with pytest.raises(environment.SetupError, match="up to 293 characters, this Windows allows 259"):
+        environment._check_length(Path("/" + "d" * 100))
+    monkeypatch.setattr(environment, "_allows_long_paths", lambda: True)
+    environment._check_length(Path("/" + "d" * 100))

@@ -1,6 +1,7 @@
 """What one step of each training shows its network and what it costs, written out from the pictures themselves."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from likeness.pipelines.configuration import build_settings
 from likeness.pipelines.idetail.adapter import conv_in_tensors
 from likeness.pipelines.idetail.conditioning import ORDERS, latent_mask
 from likeness.pipelines.idetail.task import TrainConvIn, TrainRelight
-from likeness.pipelines.training import BatchRandom, settings_class
+from likeness.pipelines.training import BatchRandom, preflight, settings_class
 from likeness.pipelines.training.image_folder import load_for_bucket
 from likeness.pipelines.training.lora import save_lora
 from likeness.pipelines.training.lora_task import LoraFineTune
@@ -249,3 +250,19 @@ def test_the_error_of_a_validation_is_that_of_the_foreground(people, tmp_path):
     assert ((mask > 0) & (mask < 1)).any()
     expected = ((made - target).square() * mask).sum() / mask.sum()
     assert error == pytest.approx(expected.sqrt().item(), rel=1e-4)
+
+
+def test_what_keeps_a_training_from_a_gpu_is_said(monkeypatch):
+    """On Windows pip's torch knows no GPU, and training on without a word would take weeks."""
+    said = []
+    run = SimpleNamespace(precision="bf16")
+    trainer = SimpleNamespace(say=said.append, device=torch.device("cpu"), run_settings=run)
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+    preflight.Preflight(trainer).report_device()
+    assert said == ["Training on cpu, bf16."]
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    preflight.Preflight(trainer).report_device()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    preflight.Preflight(trainer).report_device()
+    assert len(said) == 4 and "built without CUDA" in said[-1]

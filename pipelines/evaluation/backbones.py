@@ -245,7 +245,8 @@ def place_of(group: str, models: Sequence[Path]) -> Path | None:
 def where_it_belongs(group: str, models: Sequence[Path]) -> str:
     """What to do about a group of the manifest that is not in place, as the end of a message."""
     folder = destination(named(group), models[0])
-    return f"the place for it is {folder}: run nodes/weights_cli.py download {group} (or get it by hand)."
+    command = f"nodes/weights_cli.py download {group} --models {models[0]}"
+    return f"the place for it is {folder}: run {command} (or get it by hand)."
 
 
 def load_network(name: str, models: Sequence[Path], place: Path | None = None) -> Backbone:

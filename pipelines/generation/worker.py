@@ -24,6 +24,7 @@ from .shard import OutOfAttempts, RecipeFailed, make_shard
 EXIT_HOPELESS = 70
 # Stopped by a signal that was not from whoever started this worker: another one may take its place.
 EXIT_STOPPED = 71
+POLL_INPUT = 0.2  # seconds
 INPUT_ENDED = "the process that started this worker"
 _WAIT = 0.5
 
@@ -228,7 +229,7 @@ def _one_thread() -> Iterator[None]:
 
 def _stop_at_end_of_input(stop: StopRequest, patience: float) -> None:
     try:
-        while os.read(0, 1):
+        while _input_is_open():
             continue
     except OSError:
         pass
@@ -236,3 +237,16 @@ def _stop_at_end_of_input(stop: StopRequest, patience: float) -> None:
     # Nobody may be left who kills a worker that hangs in its item; one that does not has ended by then.
     time.sleep(patience)
     os._exit(EXIT_STOPPED)
+
+
+def _input_is_open() -> bool:
+    """Wait for something to happen to standard input, and tell whether it goes on. Raises ``OSError`` at its end."""
+    if os.name != "nt":
+        return bool(os.read(0, 1))
+    # On Windows a read that waits holds up whoever else asks about the same pipe: scipy does so while it is imported.
+    import _winapi
+    import msvcrt
+
+    _winapi.PeekNamedPipe(msvcrt.get_osfhandle(0), 0)
+    time.sleep(POLL_INPUT)
+    return True

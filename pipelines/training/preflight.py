@@ -1,6 +1,7 @@
 """What can go wrong later is made to go wrong before the first step."""
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,15 @@ class Preflight:
             self.trainer.say(
                 f"Note: fewer examples than a global batch of {self.trainer.global_batch} at {', '.join(small)}: "
                 "they are repeated to fill theirs."
+            )
+
+    def report_device(self) -> None:
+        """Say where the network is trained, and what keeps it from a GPU that is there."""
+        self.trainer.say(f"Training on {self.trainer.device}, {self.run.precision}.")
+        if self.trainer.device.type == "cpu" and torch.version.cuda is None and shutil.which("nvidia-smi"):
+            self.trainer.say(
+                f"Note: this machine has an NVIDIA GPU, but torch {torch.__version__} was built without CUDA, as pip's "
+                f"is on Windows. Stop, install a CUDA build (pytorch.org tells how) into {sys.prefix}, and start again."
             )
 
     def rehearse(self) -> None:

@@ -112,6 +112,7 @@ class Trainer:
         preflight = Preflight(self)
         self._use(preflight.scan(checkpoint))
         preflight.report_sizes()
+        preflight.report_device()
         self._load_network()
         kinds = sorted({source.kind for source in sources_of(self.examples)})
         hashes = {kind: self.task.encoder_hash(kind) for kind in kinds}
