@@ -60,7 +60,8 @@ class DetectFaces(io.ComfyNode):
                 ),
                 io.Combo.Input("model_pack", options=list(PACKS), tooltip="Which pack of InsightFace."),
                 io.Float.Input("min_score", default=0.5, min=0.0, max=1.0, step=0.01,
-                               tooltip="How sure the detector must be. Backends count differently."),
+                               tooltip="How sure the detector must be. Backends count differently. Faces that "
+                               "other nodes found are all kept."),
                 io.Combo.Input("order", options=list(ORDERS), tooltip="How the faces of a picture are numbered."),
                 io.Boolean.Input("embeddings", default=True,
                                  tooltip="Also embed the faces, which identities and similarity need."),
@@ -95,7 +96,8 @@ class DetectFaces(io.ComfyNode):
                 settings = BackendSettings(models_folder(backend, model_pack), model_pack, usable(device))
                 tool = load_backend(backend, settings)
                 notes = tool.notes
-            faces = find_faces(tool, pictures, min_score, order, embeddings, given, node_progress())
+            least = min_score if given is None else 0.0
+            faces = find_faces(tool, pictures, least, order, embeddings, given, node_progress())
         table = "\n".join([*notes, faces.table()])
         drawn, boxes = to_comfy(draw_faces(pictures, faces)), to_comfy(box_mask(faces)[:, None])[..., 0]
         return io.NodeOutput(faces, drawn, table, faces.count, boxes, ui=ui.PreviewText(table))
@@ -139,7 +141,9 @@ class FaceCrop(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The image that the faces were detected in."),
                 FacesType.Input("faces", tooltip="From Detect Faces."),
-                io.Int.Input("size", default=224, min=16, max=4096, tooltip="Side of a crop in pixels."),
+                io.Int.Input("size", default=224, min=16, max=4096, step=8,
+                             tooltip="Side of a crop in pixels. VAEs cut what is no multiple of 8, and the face would "
+                             "come back too large."),
                 io.Combo.Input("mode", options=list(CROP_MODES),
                                tooltip="aligned: turned and scaled until the landmarks fit. box: upright."),
                 io.Float.Input("margin", default=0.0, min=0.0, max=4.0, step=0.05,

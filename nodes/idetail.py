@@ -163,6 +163,11 @@ class RelightLoraLoader(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, file, **inputs):
+        written = adapter_path(file).stat()  # a training goes on, and its file keeps its name
+        return written.st_mtime_ns, written.st_size
+
+    @classmethod
     def execute(cls, model, file, strength, conv_in_strength=1.0) -> io.NodeOutput:
         with named_errors(_LOADER):
             tensors, order = read_adapter(adapter_path(file))
@@ -237,7 +242,7 @@ class RelightPrompt(io.ComfyNode):
                 io.Combo.Input(
                     "effect", options=[*EFFECTS, NONE, TRAINED, ALL],
                     tooltip="Light and background; IDetail was trained on the first 7. With a list the rest of the "
-                    "graph runs once for each.",
+                    "graph runs once for each; switch Keep Best's each_batch on then.",
                 ),
                 io.Int.Input("people", default=1, min=1, max=8, tooltip="How many people the photo shows."),
                 io.String.Input(

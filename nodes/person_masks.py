@@ -172,7 +172,8 @@ class FaceMask(io.ComfyNode):
                 IMAGE, PERSON, SOFTNESS,
                 io.Boolean.Input(
                     "by_color", default=True,
-                    tooltip="Refine the ellipse by the colours of skin and hair. Off: the ellipse itself.",
+                    tooltip="Refine the ellipse by the colours of skin and hair. Off: the ellipse itself. A rough mask "
+                    "is always refined.",
                 ),
                 FACES, rough("the face"), TOLERANCE,
             ],

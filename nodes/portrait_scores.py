@@ -23,7 +23,8 @@ CHOICES = {
     "prompt (CLIP score)": "CLIP score", "prompt (CLIP directional)": "CLIP directional",
     "clothes (Clothing score)": "Clothing score",
 }  # fmt: skip
-# What each score looks at; those of structure only at the source.
+# What each score looks at; those of structure at the source, in Keep Best where the mask is white.
+STRUCTURE = ("source", "mask")
 EVIDENCE = {
     "Face ID score": ("faces", "identity"),
     "CLIP score": ("prompt", "clip_model"),
@@ -35,8 +36,11 @@ CLIP_MODELS = ("embedded", "installed CLIP")
 BY_CLIP = ("CLIP score", "CLIP directional", "Clothing score")
 
 
-def evidence_inputs() -> list:
-    """What a picture can be scored against."""
+CLOTHES = "The clothes: foreground without face, white. 1 mask, or one for each picture."
+
+
+def evidence_inputs(mask: str = CLOTHES) -> list:
+    """What a picture can be scored against; ``mask``: what the mask is for."""
     return [
         io.Image.Input("source", optional=True,
                        tooltip="What the pictures are compared with: 1 picture, or one for each."),
@@ -47,8 +51,7 @@ def evidence_inputs() -> list:
         io.Combo.Input("clip_model", options=list(CLIP_MODELS), optional=True,
                        tooltip="What reads prompts and sees clothes: the small CLIP of this pack, which knows the "
                        "portrait world only, or OpenAI's CLIP if its files are installed (see the help)."),
-        io.Mask.Input("mask", optional=True,
-                      tooltip="The clothes: foreground without face, white. 1 mask, or one for each picture."),
+        io.Mask.Input("mask", optional=True, tooltip=mask),
         io.Custom("LIKENESS_FACES").Input("faces", optional=True,
                                           tooltip="The faces of the pictures, with embeddings; the first of each "
                                           "counts."),
@@ -75,14 +78,17 @@ class PortraitScores(io.ComfyNode):
                 io.Image.Input("image", tooltip="The pictures to score."),
                 *evidence_inputs(),
                 io.Combo.Input("list_score", options=list(CHOICES), default="structure (SSIM)", optional=True,
-                               tooltip="Which score the output \"scores\" lists, one number a picture."),
+                               tooltip="Which score the output \"scores\" lists, one number a picture. Keep Best "
+                               "needs its higher_is_better off for Face ID, SPL, GMSD, LPIPS and Clothing: lower is "
+                               "better there."),
             ],
             outputs=[
                 *(io.Float.Output(display_name=name, tooltip=f"{text} Mean over the batch; not a number if absent.")
                   for name, text in OUTPUTS.items()),
                 io.String.Output(display_name="table", tooltip="The scores of every picture, and what is absent."),
                 io.Float.Output(display_name="scores", is_output_list=True,
-                                tooltip="The chosen score of every picture, as a list; for Keep Best."),
+                                tooltip="The chosen score of every picture, as a list; for Keep Best, whose "
+                                "higher_is_better must say which are the best."),
             ],
         )  # fmt: skip
 
@@ -117,17 +123,23 @@ class KeepBest(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The pictures to choose from, all of one size."),
-                io.Int.Input("count", default=1, min=1, max=4096, tooltip="How many to keep."),
+                io.Int.Input("count", default=1, min=1, max=4096,
+                             tooltip="How many to keep, of all pictures together or of each batch."),
                 io.Combo.Input("by", options=[*CHOICES, GIVEN], default="identity (Face ID score)",
                                tooltip="What is best. Each needs its inputs: faces and identity, source, prompt, mask, "
                                "or scores."),
                 io.Boolean.Input("write_scores", default=True,
                                  tooltip="Write place and score below each picture of the output \"labelled\"."),
-                *evidence_inputs(),
+                *evidence_inputs(f"For scores of structure: where they count (white), such as the person whose "
+                                 f"background is another. For the Clothing score: {CLOTHES[4:]}"),
                 io.Float.Input("scores", min=-1e9, max=1e9, optional=True, force_input=True,
                                tooltip="For \"given scores\": a list with a number for each picture."),
-                io.Boolean.Input("higher_is_better", default=True, optional=True, advanced=True,
-                                 tooltip="For \"given scores\": on if the largest numbers are the best."),
+                io.Boolean.Input("higher_is_better", default=True, optional=True,
+                                 tooltip="For \"given scores\": on if the largest numbers are the best; off for Face "
+                                 "ID, SPL, GMSD, LPIPS and Clothing scores. All other choices know it by themselves."),
+                io.Boolean.Input("each_batch", default=False, optional=True,
+                                 tooltip="For a list of batches, as a list of prompts makes it: keep the best of each "
+                                 "batch instead of the best of all."),
             ],
             outputs=[
                 io.Image.Output(display_name="best", tooltip="The pictures that were kept, the best one first."),
@@ -144,29 +156,32 @@ class KeepBest(io.ComfyNode):
         return networks_in_place()
 
     @classmethod
-    def execute(cls, image, count, by, write_scores, scores=None, higher_is_better=None, **evidence) -> io.NodeOutput:
-        from ..pipelines.evaluation.ranking import best, labelled
+    def execute(
+        cls, image, count, by, write_scores, scores=None, higher_is_better=None, each_batch=None, **evidence
+    ) -> io.NodeOutput:  # fmt: skip
+        from ..pipelines.evaluation.ranking import best_of_each, labelled
         from ..pipelines.evaluation.scores import number
 
         by, higher = by[0], not higher_is_better or higher_is_better[0]
         with named_errors("Keep Best"):
             batches = [batch for batch in image if batch is not None]
-            pictures = joined(batches, "image")
+            pictures, lengths = joined(batches, "image"), [len(batch) for batch in batches]
             if by == GIVEN:
                 name, values = "score", given_scores(scores, len(pictures))
                 text = "\n".join(f"{place}  {number(value)}" for place, value in enumerate(values, 1))
             else:
-                wanted = EVIDENCE.get(CHOICES[by], ("source",))
+                wanted = EVIDENCE.get(CHOICES[by], STRUCTURE)
                 used = {key: values for key, values in evidence.items() if key in wanted}
-                table = score(pictures, CHOICES[by], **unlisted(used, [len(batch) for batch in batches]))
+                table = score(pictures, CHOICES[by], **unlisted(used, lengths))
                 name, values = next(iter(table.values.items()), (None, None))
                 if values is None:
                     raise ValueError(f"there is nothing to choose by. {table.text()}")
                 higher, text = table.higher[name], table.text()
-            places = best(values, count[0], higher)
+            contests = lengths if each_batch and each_batch[0] else [len(pictures)]
+            ranked = best_of_each(values, contests, count[0], higher)
+            places = [place for _, place in ranked]
             kept = to_pipeline(pictures[places])
-            lines = [[f"{rank}. picture {place + 1}", f"{name} {number(values[place])}"]
-                     for rank, place in enumerate(places, 1)]  # fmt: skip
+            lines = [[f"{rank}. picture {place + 1}", f"{name} {number(values[place])}"] for rank, place in ranked]
             shown = labelled(kept.float().clamp(0, 1), lines) if write_scores[0] else kept
         chosen = values[places].tolist()
         return io.NodeOutput(to_comfy(kept), to_comfy(shown), places, chosen, text, ui=ui.PreviewText(text))
@@ -202,10 +217,22 @@ def score(
     pictures, source, mask = (x if x is None else x.cpu() for x in (to_pipeline(image), source, mask))
     if source is not None:
         source, mask = cut_as_encoded(to_pipeline(source), pictures, mask)
+        if mask is not None and only is not None and only not in EVIDENCE:
+            pictures = like_source_outside(pictures, source, mask)
     subject = Subject(
         pictures, source, _texts(prompt), _texts(source_prompt), mask, **face_evidence(pictures, faces, identity)
     )
     return score_pictures(subject, chosen, node_progress())
+
+
+def like_source_outside(pictures: torch.Tensor, source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The pictures with the source where ``mask`` is black, so that what is white alone decides."""
+    from ..pipelines.images import check_mask
+
+    if pictures.shape[1:] != source.shape[1:]:
+        return pictures  # the score says so
+    white = check_mask(mask, tuple(pictures.shape[-2:]), len(pictures))
+    return source + (pictures - source) * white
 
 
 def face_evidence(pictures: torch.Tensor, faces, identity) -> dict[str, torch.Tensor]:

@@ -59,6 +59,11 @@ def _strength_inputs() -> list[io.Input]:
 
 
 def _settings(structure_weight, keep_colors, iterations, color_weight, radius, mask_dilation) -> StructureSettings:
+    if structure_weight == 0 and not keep_colors:
+        raise ValueError(
+            "structure_weight is 0 and keep_colors is off, so nothing is left to do: raise structure_weight, switch "
+            "keep_colors on, or bypass this node (Ctrl+B)."
+        )
     return StructureSettings(
         structure_weight=structure_weight,
         color_weight=color_weight if keep_colors else 0.0,

@@ -112,6 +112,13 @@ class EditGuiderNode(io.ComfyNode):
             settings = AttentionSettings(
                 attention, cross_fraction, self_fraction, layout_branch, word_weights=_weights(word_weights)
             )
+            given = {"source": (source, source_text), "target": (target, target_text)}
+            empty = [name for name, (entry, text) in given.items() if entry is not None and not text.strip()]
+            if empty and settings.acts:
+                raise ValueError(
+                    f"{empty[0]} is connected and {empty[0]}_text is empty: write the same text there, too. It tells "
+                    "which word of one prompt is which of the other, which a conditioning no longer does."
+                )
             prompts = (read_clip_prompt(clip, text) for text in (source_text, target_text))
             control = AttentionControl(settings, *prompts)
         guider = EditGuider(model, control, (source_guidance, target_guidance))
@@ -208,7 +215,9 @@ def _advanced_mask_inputs() -> list[io.Input]:
             tooltip="At how many noise levels the model looks at the photo.",
         ),
         io.Int.Input(
+            # By its name alone the page would draw it anew for every run, and all behind the mask would run again.
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True, advanced=True,
+            control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Seed of the noise that is put on the photo.",
         ),
         io.Boolean.Input(

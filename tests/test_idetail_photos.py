@@ -1,6 +1,7 @@
 """IDetail's data from photos: the recipe on small random networks, through the command line and by itself."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -213,6 +214,14 @@ def test_masks_by_mask_rcnn_are_its_people(folders, recipe):
     assert mask[:, :, :26].min() > 0.9
     assert mask[:, :, 34:].max() < 0.1
     with pytest.raises(ValueError, match="maskrcnn_resnet50_fpn_v2.*weights_cli.py download mask-rcnn-v2 --models"):
+        made_with(folders, masks="mask r-cnn")
+
+
+def test_torchvision_that_is_missing_is_told_before_anything_is_drawn(folders, monkeypatch):
+    """Mask R-CNN comes after SDXL has drawn and InsightFace has judged."""
+    monkeypatch.setattr(photo_data, "weight_file", lambda name, models: folders[0] / "a_black.png")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match="torchvision is needed here and not installed"):
         made_with(folders, masks="mask r-cnn")
 
 

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 from comfyui_environment import load_script
 from likeness.pipelines.configuration import read_toml
-from likeness.pipelines.generation import worker
+from likeness.pipelines.generation import DatasetSettings, prepare_dataset, worker
+from likeness.pipelines.generation.dataset import table_of
 from likeness.pipelines.stop import Stopped, StopRequest
+from tile_recipes import Tiles, TilesSettings
 
 NODES = Path(__file__).resolve().parents[1] / "nodes"
 for needed in ("environment", "comfyui_server", "pack"):  # the scripts import these by name
@@ -179,3 +181,12 @@ def test_an_environment_too_deep_for_windows_is_refused_before_anything_is_insta
         environment._check_length(Path("/" + "d" * 100))
     monkeypatch.setattr(environment, "_allows_long_paths", lambda: True)
     environment._check_length(Path("/" + "d" * 100))
+
+
+def test_what_is_not_installed_ends_the_work_and_not_one_worker_after_the_other(tmp_path):
+    def make(*arguments):
+        raise ImportError("torchvision is needed here")
+
+    dataset = prepare_dataset(tmp_path, Tiles(TilesSettings()), DatasetSettings(total=4))
+    job = worker.Job(str(tmp_path), table_of(TilesSettings()), dataset.fingerprint, stop_at_end_of_input=False)
+    assert worker.worker_main(type("Lacking", (Tiles,), {"make": make}), job) == worker.EXIT_HOPELESS

@@ -26,6 +26,20 @@ def best(values: Tensor, count: int, higher: bool) -> list[int]:
     return sorted(range(len(scores)), key=lambda place: (math.isnan(scores[place]), scores[place]))[:count]
 
 
+def best_of_each(values: Tensor, lengths: Sequence[int], count: int, higher: bool) -> list[tuple[int, int]]:
+    """(rank from 1, place) of the ``count`` best of each contest, contest after contest; scores as ``best`` has them.
+
+    lengths: how many of ``values`` belong to each contest. One in which no score is a number keeps its first pictures.
+    """
+    order, found, start = best(values, len(values), higher), [], 0
+    if count < 1:
+        raise ValueError(f"{count} pictures are asked for: give at least 1.")
+    for length in lengths:
+        found += enumerate([place for place in order if start <= place < start + length][:count], 1)
+        start += length
+    return found
+
+
 def labelled(pictures: Tensor, lines: Sequence[Sequence[str]]) -> Tensor:
     """Pictures [B, 3, H, W] in 0..1 with lines of text below each, [B, 3, H + strip, W]; the picture is untouched.
     A fourth channel is alpha: the text is opaque.

@@ -93,7 +93,8 @@ def worker_main(recipe_class: type, job: Job) -> int:
         return EXIT_HOPELESS
     except MakeError as error:
         traceback.print_exception(error.__cause__)
-        return 1
+        # What is not installed will not be there for the next worker either.
+        return EXIT_HOPELESS if isinstance(error.__cause__, ImportError) else 1
     return 0
 
 

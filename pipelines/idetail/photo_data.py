@@ -18,6 +18,7 @@ from ..generation.photos import digest_of, find_photos
 from ..generation.recipe import Absent, Rejected
 from ..images import load_image
 from ..masks import RcnnSettings, face_masks, foreground_masks, ignore_below, load_mask_rcnn, rcnn_masks
+from ..optional import need
 from .instantid import InstantId, InstantIdSettings, Subject, largest_face, subject_of
 from .instantid_models import load_face_backend, load_instantid, needed_files, weight_file
 from .prompts import INPUT_PROMPTS, TARGET_PROMPTS
@@ -85,13 +86,15 @@ class IdetailPhotos:
     Settings = PhotoSettings
 
     def __init__(self, settings: PhotoSettings, device: str = "cpu"):
-        """``ValueError`` where photos or weights are missing; nothing is loaded before the first item."""
+        """``ValueError`` or ``ImportError`` where photos, weights or torchvision are missing; loads nothing yet."""
         self.settings, self.device, self.drawing = settings, device, settings.drawing()
         self._photos = find_photos(settings.photos)
         self.takes = len(PROMPTS) + settings.direct
         self.count = len(self._photos) * self.takes
         files = needed_files(settings.models, settings.model, self.drawing, settings.tokenizer)
-        files += [weight_file(RCNN, settings.models)] if settings.masks == MASKS[0] else []
+        if settings.masks == MASKS[0]:
+            files.append(weight_file(RCNN, settings.models))
+            need("torchvision.models.detection", "torchvision")  # before hours of drawing, not after
         self.inputs = digest_of(settings.photos, [*self._photos, *files])
         self._shown: list[Path] = []  # photos with a face, as far as looked for
         self._looked = 0

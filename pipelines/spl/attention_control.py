@@ -69,6 +69,10 @@ class AttentionSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a fraction of the steps, between 0 and 1.")
         if self.layout_branch and self.method != "unified":
             raise ValueError(f"layout_branch belongs to the unified method, not to {self.method!r}: switch it off.")
+        if self.word_weights and self.cross_fraction == 0:
+            raise ValueError(
+                "word_weights act in the steps of cross_fraction, which is 0: raise it, or leave the weights out."
+            )
 
     @property
     def branches(self) -> int:

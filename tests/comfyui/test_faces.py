@@ -137,6 +137,8 @@ def test_landmarks_of_comfyuis_face_mesh_are_taken_for_each_picture_of_a_batch(c
     faces, drawn, table, count, boxes = DetectFaces.execute(images, *settings, face_landmarks=landmarks).result
     assert count == 1 and "picture 1: no face" in table and "landmarks found" in table
     assert drawn.shape == images.shape and boxes.sum((1, 2)).tolist() == [0, 88 * 103]
+    unsure = {**landmarks, "frames": [[], [{**mesh, "score": 0.2}]]}
+    assert DetectFaces.execute(images, *settings, face_landmarks=unsure).result[3] == 1, "min_score is the detector's"
     crops, inside, chosen = FaceCrop.execute(images, faces, 112, "aligned", 0.0, "all", 0).result
     assert crops.shape == (1, 112, 112, 3) and inside.shape == (1, 112, 112) and chosen.count == 1
     assert np.abs(chosen.flat()[0][1].landmarks.numpy() - five).max() == 0

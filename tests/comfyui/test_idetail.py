@@ -8,6 +8,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from likeness.nodes import idetail
 from likeness.nodes.idetail import ALL, NONE, TRAINED, RelightConditioning, RelightPrompt
 from likeness.nodes.models import load_embedded
 from likeness.nodes.spl import StructureGuidanceNode
@@ -53,6 +54,15 @@ def masks_for(height: int, width: int, count: int = 1) -> torch.Tensor:
 def near(ours, theirs, tolerance=1e-4):
     assert ours.shape == theirs.shape and ours.std() > 0.01
     assert (ours - theirs).abs().max() <= tolerance * max(1.0, theirs.abs().max().item())
+
+
+def test_a_file_that_was_trained_on_under_its_name_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(idetail, "adapter_path", lambda file: tmp_path / file)
+    (tmp_path / "a").write_bytes(b"1")
+    before = idetail.RelightLoraLoader.fingerprint_inputs("a", model=None, strength=1.0)
+    assert before == idetail.RelightLoraLoader.fingerprint_inputs("a", model=None, strength=1.0)
+    (tmp_path / "a").write_bytes(b"12")
+    assert before != idetail.RelightLoraLoader.fingerprint_inputs("a", model=None, strength=1.0)
 
 
 @pytest.mark.parametrize("loader", ["stock", "ours"])

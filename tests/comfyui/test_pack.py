@@ -130,7 +130,7 @@ def test_upsampled_mask_from_a_graph(server, pictures):
     [
         ({"iterations": 0}, "Value 0 smaller than min of 1"),
         ({"structure_weight": -5}, "Value -5.0 smaller than min of 0"),
-        ({"structure_weight": 0}, "both 0: raise one"),
+        ({"structure_weight": 0}, "structure_weight is 0 and keep_colors is off, so nothing is left to do"),
         ({"radius": 64, "image": ["30", 0], "source": ["30", 0]}, "image is 100x40 pixels, smaller than the win"),
         ({"source": ["30", 0]}, "edited image is 320x256, source image is 100x40"),
         ({"mask": ["31", 0]}, "mask is 50x50, image is 320x256"),

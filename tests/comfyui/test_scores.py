@@ -262,6 +262,40 @@ def test_a_list_of_batches_has_a_prompt_a_person_a_source_or_a_mask_for_each(por
         assert kept[3] == pytest.approx(values.sort(descending=True).values.tolist(), abs=1e-6)
 
 
+def test_structure_is_compared_where_the_mask_is_white(portraits):
+    """The background of one picture is kept and its person is not; of the other it is the other way round."""
+    source = comfy(portraits[0])[:1]
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 32:] = 1
+    other = torch.rand(source.shape, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([torch.where(white[..., None] > 0, source, other) for white in (mask, 1 - mask)])
+    for by in ("structure (SSIM)", "structure (SPL)"):
+        places = [
+            KeepBest.execute([images], [1], [by], [False], source=[source], mask=[white]).result[2]
+            for white in (mask, 1 - mask, mask[0])
+        ]
+        assert places == [[0], [1], [0]]
+    kept = KeepBest.execute([images], [2], ["structure (SSIM)"], [False], source=[source], mask=[mask]).result
+    assert torch.equal(kept[0], images) and kept[3][0] == pytest.approx(1)
+
+
+def test_the_best_of_each_batch_of_a_list(portraits):
+    """A list of prompts makes a batch each; the best of all would be of one prompt alone."""
+    images = comfy(portraits[1])
+    batches, scores = [images, images[:2], images[:1]], [0.9, 0.8, 0.7, 0.2, 0.3, math.nan]
+    of_all = KeepBest.execute(batches, [2], ["given scores"], [True], scores=scores).result
+    assert of_all[2] == [0, 1]
+    kept, shown, places, values, _ = KeepBest.execute(
+        batches, [2], ["given scores"], [True], scores=scores, each_batch=[True]
+    ).result
+    assert places == [0, 1, 4, 3, 5] and values[:4] == [0.9, 0.8, 0.3, 0.2] and math.isnan(values[4])
+    assert torch.equal(kept, torch.cat(batches)[places]) and len(shown) == 5
+    lowest = KeepBest.execute(
+        batches, [1], ["given scores"], [True], scores=scores, each_batch=[True], higher_is_better=[False]
+    ).result
+    assert lowest[2] == [2, 3, 5]
+
+
 def test_a_mask_of_any_number_of_dimensions(portraits):
     source, images = map(comfy, portraits)
     mask = torch.zeros(1, 128, 128)
