@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,8 +27,10 @@ def _machine() -> str:
 
 # In the names of temporary files, because machines that share a folder know nothing of each other's processes.
 MACHINE = _machine()
-# Windows refuses to replace a file that a virus scanner or an indexer holds open; they let go within a second.
-REPLACE_ATTEMPTS = 20
+WINDOWS = os.name == "nt"
+# There, virus scanners, indexers and OneDrive keep what is fresh open: a file for a second, a large folder for many.
+REPLACE_PATIENCE = 30.0
+REMOVE_PATIENCE = 2.0
 
 
 class DiskFullError(OSError):
@@ -48,7 +50,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             yield temporary
             move_into_place(temporary, path)
     finally:
-        _remove(temporary)
+        _clear_away(temporary)
 
 
 @contextmanager
@@ -64,10 +66,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             _sync_folder(temporary)
-            _replace(temporary, path)
+            replace(temporary, path)
             _sync_folder(path.parent)
     finally:
-        _remove(temporary)
+        _clear_away(temporary)
 
 
 def make_folder(path: str | Path) -> Path:
@@ -91,8 +93,51 @@ def make_folder(path: str | Path) -> Path:
 def move_into_place(finished: Path, path: Path) -> None:
     """Give a finished file its name, in place of what has it; its bytes are on the disk before the name is."""
     _sync(finished)
-    _replace(finished, path)
+    replace(finished, path)
     _sync_folder(path.parent)
+
+
+def replace(source: Path, target: Path, patience: float = REPLACE_PATIENCE) -> None:
+    """Give a file or folder the name ``target``; a file takes the place of the one that has it.
+
+    Raises ``PermissionError`` saying so where another program still has either open after ``patience`` seconds.
+    """
+    held = target if target.exists() else source
+    _insist(lambda: source.replace(target), held, patience)
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Give the folder ``fresh`` the name ``target``, in place of the folder that has it. Raises as ``replace`` does."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():  # moved away whole, or not at all where another program has one of its files open
+        replace(target, old)
+    replace(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be gone already. Raises ``PermissionError`` as ``replace`` does, though sooner."""
+    _insist(lambda: path.unlink(missing_ok=True), path, REMOVE_PATIENCE)
+
+
+def _insist(act: Callable[[], object], held: Path, patience: float) -> None:
+    """Do what Windows refuses while another program has ``held`` open, as soon as it lets go."""
+    pause = 0.05
+    while True:
+        try:
+            act()
+            return
+        except PermissionError as error:
+            if not WINDOWS:
+                raise
+            if patience <= 0:
+                raise PermissionError(
+                    f"{held} is in use by another program (ComfyUI?): close it and run the same command again."
+                ) from error
+        time.sleep(min(pause, patience))
+        patience -= pause
+        pause *= 1.5
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -161,20 +206,15 @@ def remove_leftovers(folder: str | Path, nobody_else_writes: bool = False) -> No
         ours = process == "0" or rest.startswith(f"{MACHINE}-")
         gone = ours and not (process.isdigit() and process_is_alive(int(process)))
         if gone or nobody_else_writes:
-            _remove(entry)
+            _clear_away(entry)
 
 
 def process_is_alive(process: int) -> bool:
     """True if a process of this number runs on this machine."""
     if process <= 0:
         return False
-    if os.name == "nt":  # there, signal 0 would end the process
-        import ctypes
-
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, process)
-        if handle:
-            ctypes.windll.kernel32.CloseHandle(handle)
-        return bool(handle)
+    if WINDOWS:  # there, signal 0 would end the process
+        return _is_alive_on_windows(process)
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -184,23 +224,48 @@ def process_is_alive(process: int) -> bool:
     return True
 
 
+def _is_alive_on_windows(process: int) -> bool:
+    import ctypes
+    from ctypes import wintypes
+
+    access_denied, query_limited_information, still_active = 5, 0x1000, 259
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel.OpenProcess.restype = wintypes.HANDLE
+    handle = kernel.OpenProcess(query_limited_information, False, process)
+    if not handle:
+        return ctypes.get_last_error() == access_denied  # it is somebody else's
+    try:
+        # A process that has ended can be opened for as long as anybody, its parent say, keeps a handle of it.
+        code = wintypes.DWORD()
+        kernel.GetExitCodeProcess(wintypes.HANDLE(handle), ctypes.byref(code))
+        return code.value == still_active
+    finally:
+        kernel.CloseHandle(wintypes.HANDLE(handle))
+
+
 @contextmanager
 def exclusive(path: str | Path, what: str, remove: bool = False) -> Iterator[None]:
     """Block in which no other process holds the lock file ``path``; the system frees it when its holder is gone.
 
-    With ``remove`` the file is gone after the block. Raises ``BlockingIOError`` saying that ``what`` is in use.
+    With ``remove`` the file is gone after the block. Raises ``BlockingIOError`` saying that ``what`` is in use, another
+    ``OSError`` where the drive has no locks.
     """
     with open(path, "a+b") as file:
         try:
             _lock(file)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                raise OSError(
+                    f"{path} cannot be locked ({error.strerror}): choose a folder on a drive that has locks, such as "
+                    "one of this machine."
+                ) from error
             raise BlockingIOError(
                 f"{what} is in use by another process: wait for it or stop it, or choose another folder."
             ) from None
         try:
             yield
         finally:
-            if remove and os.name != "nt":  # there, what is open cannot be removed
+            if remove and not WINDOWS:  # there, what is open cannot be removed
                 Path(path).unlink(missing_ok=True)
             elif remove:
                 file.close()
@@ -239,9 +304,11 @@ def _means_disk_full(error: Exception) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    # Writers in other languages (safetensors, torch's zip writer) hand on no errno, only words.
-    words = str(error)
-    return any(sign in words for sign in ("os error 28", "No space left", "file write failed", "unexpected pos"))
+    # Writers in other languages (safetensors, torch's zip writer) hand on no errno, only words. The numbers in them are
+    # the system's: what Windows means by 39 and 112 is "not empty" and "host is down" on Linux.
+    numbers = (39, 112) if WINDOWS else (errno.ENOSPC,)
+    signs = [f"(os error {number})" for number in numbers]
+    return any(sign in str(error) for sign in (*signs, "No space left", "file write failed", "unexpected pos"))
 
 
 def _free_text(path: Path) -> str:
@@ -260,28 +327,21 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # has no handle for folders; the rename is journalled
+    if WINDOWS:  # has no handle for folders; the rename is journalled
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # network and FUSE drives may sync files only
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(handle)
 
 
-def _replace(source: Path, target: Path) -> None:
-    for attempt in range(REPLACE_ATTEMPTS):
-        try:
-            source.replace(target)
-            return
-        except PermissionError:
-            if os.name != "nt" or attempt == REPLACE_ATTEMPTS - 1:
-                raise
-            time.sleep(0.1)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+def _clear_away(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # which would hide what went wrong before; ``remove_leftovers`` tries again
+            remove(temporary)

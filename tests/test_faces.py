@@ -541,6 +541,15 @@ def test_an_identity_survives_its_file_and_other_files_are_told_apart(tmp_path):
             load_identity(tmp_path / f"{name}.safetensors")
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+def test_a_loaded_identity_lets_go_of_its_file(tmp_path):
+    """Else it could on Windows be neither removed nor replaced for as long as ComfyUI keeps it."""
+    path = tmp_path / "somebody.safetensors"
+    save_identity(Identity(torch.ones(2, 5), "arc"), path)
+    loaded = load_identity(path)
+    assert str(path) not in Path("/proc/self/maps").read_text() and len(loaded.embeddings) == 2
+
+
 # --- for looking
 
 

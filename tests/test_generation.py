@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from likeness.pipelines.generation import (
 )
 from likeness.pipelines.generation.dataset import table_of
 from likeness.pipelines.generation.lease import Lease, acquire, leased_shards, read_leases, remove_stale
+from likeness.pipelines.generation.photos import find_photos
 from likeness.pipelines.generation.recipe import Rejected, decode, encode
 from likeness.pipelines.generation.verify import repair
 from likeness.pipelines.generation.worker import EXIT_HOPELESS, EXIT_STOPPED, GenerationError, MakeError, work
@@ -46,6 +48,7 @@ from likeness.pipelines.spl.data import StructurePairs, StructurePairsSettings
 from likeness.pipelines.spl.score import score_structure
 from likeness.pipelines.stop import Stopped, StopRequest
 from PIL import Image
+from pretend_windows import pretend_windows
 from tile_recipes import Grid, Tiles, TilesSettings
 
 
@@ -394,14 +397,36 @@ def test_a_held_shard_is_left_alone_and_a_released_one_is_free(tmp_path):
 def test_a_heartbeat_keeps_a_lease_fresh_and_tells_how_far_it_is(tmp_path):
     tar = tmp_path / "shard-00000.tar"
     lease = acquire(tar, 1)
-    os.utime(lease.path, (0, 0))
+    began = json.loads(lease.path.read_text())["beat"]
     lease.progress(3, 2)
     time.sleep(0.5)
     found = read_leases(tar)[0]
     assert (found.kept, found.rejected, found.process, found.host) == (3, 2, os.getpid(), socket.gethostname())
-    assert found.age < 1
+    assert found.age < 1 and json.loads(lease.path.read_text())["beat"] > began
     lease.abandon("ValueError: größer " + "x" * 5000)
     assert read_leases(tar)[0].error.startswith("ValueError: größer")
+
+
+def test_a_lease_is_as_old_as_its_heartbeat_says_whatever_the_date_of_the_file(tmp_path):
+    """Windows dates a file anew only when it is closed, which a holder does at the end."""
+    tar = tmp_path / "shard-00000.tar"
+    write_lease(tar, 0, age=1000, beat=time.time(), machine="another")
+    assert not read_leases(tar)[0].is_stale(60)
+    write_lease(tar, 0, age=0, beat=time.time() - 61, machine="another")
+    assert read_leases(tar)[0].is_stale(60)
+
+
+def test_leases_that_somebody_reads_on_windows_go_later_or_stay_without_a_word(tmp_path, monkeypatch):
+    hold, pauses = pretend_windows(monkeypatch)
+    tar, others = tmp_path / "shard-00000.tar", tmp_path / "shard-00001.tar"
+    for seconds, left in ((1, []), (math.inf, [0])):
+        lease = acquire(tar, 60)
+        hold(lease.path, sum(pauses) + seconds)
+        lease.release()
+        hold(write_lease(others, 0, age=61, machine="another"), sum(pauses) + seconds)
+        remove_stale(others, 60)
+        for found in (read_leases(tar), read_leases(others)):
+            assert [lease.number for lease in found] == left
 
 
 def test_of_many_takers_of_a_dead_shard_one_gets_it(tmp_path, dead_process):
@@ -491,6 +516,23 @@ def test_stale_leases_are_cleared_and_held_ones_are_not(tmp_path, dead_process):
 
 
 # --- when things go wrong
+
+
+def test_a_shard_waits_for_its_old_files_while_somebody_reads_them_on_windows(tmp_path, monkeypatch):
+    dataset = make(tmp_path, total=4)
+    expected = contents(tmp_path)
+    hold, pauses = pretend_windows(monkeypatch)
+    leftover, sidecar = tmp_path / ".part-1-0123abcd-shard-00000.tar", dataset.sidecar(0)
+    for path, seconds in ((leftover, 1), (sidecar, 1.9)):
+        path.write_text("{}")
+        hold(path, seconds)
+    make(tmp_path, total=4)
+    assert contents(tmp_path) == expected and not leftover.exists()
+    sidecar.write_text("{}")
+    hold(sidecar, math.inf)
+    with pytest.raises(MakeError) as failure:
+        make(tmp_path, total=4)
+    assert "shard-00000.json is in use by another program" in str(failure.value.__cause__)
 
 
 def test_an_item_without_attempts_left_fails_its_shard_alone(tmp_path):
@@ -882,6 +924,22 @@ def test_structure_pairs_takes_a_folder_of_photos_wherever_it_lies(tmp_path):
     more = StructurePairs(StructurePairsSettings(photos=tmp_path / "there", size=32, min_change=0.0))
     with pytest.raises(DatasetError, match="files that the recipe reads have changed"):
         make(tmp_path / "set", more, total=8)
+
+
+def test_photos_have_one_order_on_every_system_and_hidden_ones_are_none(tmp_path, monkeypatch):
+    folder = tmp_path / ".photos"  # hidden itself, which was the user's choice
+    shown = ["B.png", "a/b.png", "a/c/D.JPG", "a-b.png", "a.png"]
+    hidden = ["._a.png", "a/._b.png", ".thumbnails/a.png", "__MACOSX/a.png"]
+    for name in (*reversed(shown), *hidden, "a.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert shown == [str(name) for name in sorted(map(PurePath, shown))], "existing data sets would change"
+    monkeypatch.setattr(PurePath, "__lt__", lambda self, other: str(self).lower() < str(other).lower())  # Windows
+    assert [photo.relative_to(folder).as_posix() for photo in find_photos(folder)] == shown
+    for name in shown:
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="have a file that ends in .*, hidden ones aside"):
+        find_photos(folder)
 
 
 def test_structure_pairs_says_what_is_wrong_with_its_photos(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import shutil
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from likeness.pipelines.embedded.portrait_set import PortraitTask
 from likeness.pipelines.generation import DatasetReader, DatasetSettings, Job, export_folder, prepare_dataset
 from likeness.pipelines.generation.worker import work
 from likeness.pipelines.stop import StopRequest
-from likeness.pipelines.training import BatchRandom, Source
+from likeness.pipelines.training import BatchRandom, Checkpoint, CheckpointStore, Source, cache
 from likeness.pipelines.training.cache import TensorCache, fill_cache
 from likeness.pipelines.training.diffusion import diffusion_loss, diffusion_target, min_snr_weights
 from likeness.pipelines.training.image_folder import bucket_for, cover_crop, load_for_bucket, scan_folder
@@ -25,6 +27,7 @@ from likeness.pipelines.training.optimisation import averaged_weights, learning_
 from likeness.pipelines.training.order import Order, share
 from likeness.pipelines.training.settings import OptimizerSettings
 from PIL import Image
+from pretend_windows import pretend_windows
 from tile_recipes import Tiles, TilesSettings
 from tiny_base import make_pipeline
 from tiny_training import tiny_settings, write_portraits
@@ -276,6 +279,69 @@ def test_encodings_that_are_not_finite_are_refused_and_named(tmp_path):
     cache, failures = filled(tmp_path, Encoder("one", bad=["bad"]), sources)
     assert [(source.content, "NaN" in reason) for source, reason in failures] == [("bad", True)]
     assert not cache.path(sources[1]).exists() and cache.path(sources[0]).exists()
+
+
+def test_an_entry_that_another_run_made_meanwhile_is_kept(tmp_path, monkeypatch):
+    """On Windows it could not even be replaced while that run has it open."""
+    hold, pauses = pretend_windows(monkeypatch)
+    entries, source = TensorCache(tmp_path, {"latents": "one"}), Source("latents", "a")
+    path, save = entries.path(source), cache.save_file
+
+    def save_and_be_overtaken(tensors, temporary):
+        save(tensors, temporary)
+        shutil.copy(temporary, path)
+        hold(path, math.inf)
+
+    monkeypatch.setattr(cache, "save_file", save_and_be_overtaken)
+    entries.store(source, {"x": torch.ones(2)})
+    waited = len(pauses)
+    entries.store(source, {"x": torch.zeros(2)})
+    assert torch.equal(entries.load(source)["x"], torch.ones(2)) and len(pauses) == waited
+    path.write_bytes(b"damaged")
+    monkeypatch.setattr(cache, "save_file", save)
+    with pytest.raises(PermissionError, match="safetensors is in use by another program"):
+        entries.store(source, {"x": torch.ones(2)})
+
+
+def test_an_old_checkpoint_in_use_on_windows_stays_with_a_warning_until_it_is_free(tmp_path, monkeypatch, caplog):
+    hold, _ = pretend_windows(monkeypatch)
+    store = CheckpointStore(tmp_path, keep=1)
+
+    def save(step: int) -> Path:
+        return store.save(Checkpoint(step, {"weights": {"x": torch.ones(2)}}, {}, {}))
+
+    hold(save(1), math.inf)
+    save(2)
+    assert store.steps() == [1, 2] and store.load().step == 2
+    assert "an old one stays: " in caplog.text and "step-00000001 is in use by another program" in caplog.text
+    hold(tmp_path / "step-00000001", 0)
+    save(3)
+    assert store.steps() == [3]
+    (tmp_path / "step-00000003" / "state.json").write_text("damaged")
+    hold(tmp_path / "step-00000003", math.inf)
+    with pytest.raises(PermissionError, match="step-00000003 is in use by another program"):
+        save(3)
+    assert (tmp_path / "step-00000003" / "weights.safetensors").exists()
+
+
+def test_an_export_in_use_on_windows_stays_whole(tmp_path, monkeypatch):
+    class Task(PortraitTask):
+        def write(self, folder, weights, facts):
+            (folder / "vae").mkdir()
+            (folder / "vae" / "config.json").write_text(facts["text"])
+
+    def export(text: str) -> list[Path]:
+        return Task(None).export(tmp_path, "model", {}, {"text": text})
+
+    hold, pauses = pretend_windows(monkeypatch)
+    [target] = export("first")
+    hold(target, math.inf)
+    with pytest.raises(PermissionError, match="model is in use by another program"):
+        export("second")
+    assert (target / "vae" / "config.json").read_text() == "first"
+    hold(target, sum(pauses) + 20)
+    export("second")
+    assert (target / "vae" / "config.json").read_text() == "second" and list(tmp_path.iterdir()) == [target]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import atomic_folder, write_json
+from ..files import atomic_folder, replace_folder, write_json
 from ..weights import BaseModel, load_base_model
 from ..weights.checks import model_hash
 from ..weights.diffusers_folder import load_component
@@ -86,8 +86,10 @@ def extend(target: Path, exports: dict[str, Path]) -> None:
             "on: train its decoder alone (--decoder-of), or make a new family with --output."
         )
     for path in found:
-        shutil.rmtree(target / path.name, ignore_errors=True)
-        shutil.copytree(path, target / path.name)
+        fresh = target / f".{path.name}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(path, fresh)
+        replace_folder(fresh, target / path.name)
 
 
 def _same_latents(one: Path, other: Path) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
 from ..configuration import option
-from ..files import atomic_folder
+from ..files import atomic_folder, replace_folder
 from ..generation.reader import DatasetReader
 from ..training.task import Example, Scan, Source
 
@@ -131,9 +131,7 @@ class PortraitTask:
         shutil.rmtree(fresh, ignore_errors=True)
         with atomic_folder(fresh) as temporary:
             self.write(temporary, weights, facts)
-        if target.exists():
-            shutil.rmtree(target)
-        fresh.replace(target)
+        replace_folder(fresh, target)
         return [target]
 
     def write(self, folder: Path, weights: dict[str, Tensor], facts: dict[str, str]) -> None:

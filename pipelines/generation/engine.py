@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from ..configuration import option
-from ..files import remove_leftovers
+from ..files import remove, remove_leftovers
 from ..stop import StopRequest
 from .dataset import Dataset, table_of
 from .lease import leased_shards, remove_stale
@@ -72,7 +72,7 @@ def _clear(dataset: Dataset, lease_timeout: float) -> None:
     """A new run owes nothing to old failures: everything unfinished is tried again."""
     remove_leftovers(dataset.folder)
     for failure in dataset.folder.glob("shard-*.failed"):
-        failure.unlink(missing_ok=True)
+        remove(failure)
     for shard in leased_shards(dataset.folder):
         remove_stale(dataset.tar(shard), lease_timeout)
 

@@ -7,7 +7,8 @@ lost and drops its work. If two ever publish the same shard in spite of all, bot
 a lease saves work, correctness does not hang on it.
 
 The heartbeat proves that a holder lives, not that it gets on: a recipe that hangs keeps its shard until somebody stops
-it. Ages of leases compare the clocks of machines, which should agree to well within the timeout.
+it. Ages of leases compare the clocks of machines, which should agree to well within the timeout. A heartbeat writes its
+own time down: Windows dates a file anew only when it is closed.
 """
 
 import errno
@@ -18,10 +19,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import MACHINE, clear_disk_errors, process_is_alive
+from ..files import MACHINE, clear_disk_errors, process_is_alive, remove
 
 # Fixed, so that a heartbeat overwrites in place: it needs no room on a full disk and readers never see half of it.
 LEASE_BYTES = 2048
@@ -68,7 +70,7 @@ def _read(path: Path) -> LeaseFile | None:
     if match is None:
         return None
     try:
-        age = time.time() - path.stat().st_mtime
+        dated = path.stat().st_mtime
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:  # released just now
         return None
@@ -76,7 +78,8 @@ def _read(path: Path) -> LeaseFile | None:
         content = {}
     content = content if isinstance(content, dict) else {}
     known = {name: content[name] for name, kind in _KINDS.items() if isinstance(content.get(name), kind)}
-    return LeaseFile(path, int(match[2]), age=age, **known)
+    beat = content.get("beat")  # not in leases of older versions
+    return LeaseFile(path, int(match[2]), age=time.time() - (beat if isinstance(beat, float) else dated), **known)
 
 
 def acquire(tar: Path, timeout: float) -> "Lease | None":
@@ -101,7 +104,13 @@ def remove_stale(tar: Path, timeout: float) -> None:
     leases = read_leases(tar)
     if leases and leases[-1].is_stale(timeout):
         for lease in leases:
-            lease.path.unlink(missing_ok=True)
+            _remove(lease.path)
+
+
+def _remove(path: Path) -> None:
+    # Windows refuses while somebody reads it: what is left of a finished shard does no harm, another lease gets stale.
+    with suppress(PermissionError):
+        remove(path)
 
 
 class Lease:
@@ -121,7 +130,7 @@ class Lease:
                 self._write(None)
         except OSError:
             os.close(self._file)
-            self.path.unlink()
+            _remove(self.path)
             raise
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, args=(min(2.0, timeout / 4),), daemon=True)
@@ -149,7 +158,7 @@ class Lease:
         self._stop()
         for lease in read_leases(self._tar) if there else ():  # lowest first: any moment's state is a valid one
             if lease.number <= self._number:
-                lease.path.unlink(missing_ok=True)
+                _remove(lease.path)
 
     def abandon(self, error: str) -> None:
         # A file name in it may hold what is no Unicode.
@@ -170,7 +179,7 @@ class Lease:
                 continue
 
     def _write(self, error: str | None) -> None:
-        content = {"host": socket.gethostname(), "machine": MACHINE, "process": os.getpid(), "kept": self.kept,
-                   "rejected": self.rejected, "error": error}  # fmt: skip
+        content = {"host": socket.gethostname(), "machine": MACHINE, "process": os.getpid(), "beat": time.time(),
+                   "kept": self.kept, "rejected": self.rejected, "error": error}  # fmt: skip
         os.lseek(self._file, 0, os.SEEK_SET)
         os.write(self._file, json.dumps(content, ensure_ascii=False).encode().ljust(LEASE_BYTES)[:LEASE_BYTES])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
-from ..files import TEMPORARY_PREFIX, atomic_file, sha256_of_file, write_json
+from ..files import TEMPORARY_PREFIX, atomic_file, remove, sha256_of_file, write_json
 from ..randomness import seed_of
 from .dataset import Dataset, key_of
 from .recipe import EXTENSION, Absent, Recipe, Rejected, encode
@@ -46,7 +46,7 @@ def make_shard(
         before_publishing()
         facts = {"name": tar_path.name, "bytes": temporary.stat().st_size, "sha256": sha256_of_file(temporary)}
         # A shard that grows has a sidecar already, which must not outlive the tar file it describes.
-        dataset.sidecar(shard).unlink(missing_ok=True)
+        remove(dataset.sidecar(shard))
     sidecar = {"fingerprint": dataset.fingerprint, "tar": facts, "kept": len(index), "rejected": len(rejects)}
     lacks = {"absent": absent} if absent else {}
     write_json(dataset.sidecar(shard), {**sidecar, **lacks, "rejects": rejects, "items": index})
@@ -105,4 +105,4 @@ def _add_item(tar: tarfile.TarFile, key: str, files: dict[str, bytes]) -> dict[s
 def _remove_leftovers(tar_path: Path) -> None:
     """What a killed worker, here or on another machine, left of this shard: whoever has the lease may remove it."""
     for leftover in tar_path.parent.glob(f"{TEMPORARY_PREFIX}*-{tar_path.stem}.*"):
-        leftover.unlink(missing_ok=True)
+        remove(leftover)

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import sha256_of_file
+from ..files import remove, sha256_of_file
 from .dataset import Dataset, key_of
 from .recipe import decode
 from .sidecar import read_sidecar
@@ -39,7 +39,7 @@ def _find_strays(dataset: Dataset) -> dict[int, list[str]]:
 def repair(dataset: Dataset, shards) -> None:
     """Forget these shards, so that ``generate`` makes them anew."""
     for shard in shards:
-        dataset.sidecar(shard).unlink(missing_ok=True)
+        remove(dataset.sidecar(shard))
 
 
 def verify_shard(dataset: Dataset, shard: int) -> list[str]:

@@ -51,8 +51,14 @@ class TensorCache:
                 raise ValueError(f"the encoder made NaN or infinite {name} of it: use a VAE that is made for fp32.")
         path = self.path(source)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        if _readable(path):  # by now: another run fills the same cache
+            return
+        try:
+            with atomic_file(path) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        except PermissionError:  # Windows: that run reads the entry already
+            if not _readable(path):
+                raise
 
 
 def _readable(path: Path) -> bool:

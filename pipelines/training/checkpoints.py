@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import atomic_folder, remove_leftovers, sha256_of_file, write_json
+from ..files import REMOVE_PATIENCE, atomic_folder, remove_leftovers, replace, sha256_of_file, write_json
 
 log = logging.getLogger(__name__)
 MANIFEST = "complete.json"
@@ -56,7 +56,7 @@ class CheckpointStore:
         if path.exists():
             if not problems(path):
                 return path
-            shutil.rmtree(path)
+            self._remove(checkpoint.step)
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_folder(path) as folder:
             _write(folder, checkpoint)
@@ -99,10 +99,16 @@ class CheckpointStore:
     def _prune(self, newest: int) -> None:
         # Later ones were damaged, or the run would have gone on from there: they do not count as kept.
         for step in [step for step in self.steps() if step <= newest][: -self.keep]:
-            # Under another name first: a kill halfway must not leave a folder that looks like a checkpoint.
-            doomed = self.folder / f".part-0-{self._path(step).name}"
-            self._path(step).rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            try:
+                self._remove(step)
+            except OSError as error:
+                log.warning("The new checkpoint is good and the training goes on, but an old one stays: %s", error)
+
+    def _remove(self, step: int) -> None:
+        # Under another name first: a kill halfway must not leave a folder that looks like a checkpoint.
+        doomed = self.folder / f".part-0-{self._path(step).name}"
+        replace(self._path(step), doomed, REMOVE_PATIENCE)  # little: with every checkpoint it is tried again
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def problems(path: Path) -> list[str]:
