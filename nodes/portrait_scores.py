@@ -34,8 +34,6 @@ EVIDENCE = {
 GIVEN = "given scores"
 CLIP_MODELS = ("embedded", "installed CLIP")
 BY_CLIP = ("CLIP score", "CLIP directional", "Clothing score")
-
-
 CLOTHES = "The clothes: foreground without face, white. 1 mask, or one for each picture."
 
 
@@ -130,8 +128,8 @@ class KeepBest(io.ComfyNode):
                                "or scores."),
                 io.Boolean.Input("write_scores", default=True,
                                  tooltip="Write place and score below each picture of the output \"labelled\"."),
-                *evidence_inputs(f"For scores of structure: where they count (white), such as the person whose "
-                                 f"background is another. For the Clothing score: {CLOTHES[4:]}"),
+                *evidence_inputs(f"{CLOTHES} For scores of structure: where they count, such as the person (white) "
+                                 "whose background is to change."),
                 io.Float.Input("scores", min=-1e9, max=1e9, optional=True, force_input=True,
                                tooltip="For \"given scores\": a list with a number for each picture."),
                 io.Boolean.Input("higher_is_better", default=True, optional=True,
