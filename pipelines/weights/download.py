@@ -17,6 +17,7 @@ from ..files import (
     clear_disk_errors,
     exclusive,
     move_into_place,
+    remove,
     sha256_of_file,
 )
 from .manifest import HUB, State, WeightFile, destination, find, state
@@ -133,12 +134,12 @@ def _partial(weight: WeightFile, folder: Path, remote: Remote) -> Path:
     """Where the beginning of exactly this content is kept; beginnings of other contents are removed."""
     partial = folder / f".{weight.save_as}.{remote.mark}.partial"
     if remote.size is None:  # nothing says whether the address still holds the content that was begun
-        partial.unlink(missing_ok=True)
+        remove(partial)
     for old in folder.glob(f".{glob.escape(weight.save_as)}.*.partial"):
         if old != partial:
-            old.unlink()
+            remove(old)
     if remote.size is not None and partial.exists() and partial.stat().st_size > remote.size:
-        partial.unlink()
+        remove(partial)
     return partial
 
 
@@ -178,7 +179,7 @@ def _check_content(weight: WeightFile, remote: Remote, partial: Path) -> None:
         return
     found = sha256_of_file(partial)
     if found != remote.sha256:
-        partial.unlink()
+        remove(partial)
         raise ValueError(
             f"{weight.name}: what came from {remote.url} has the checksum {found}, it should have {remote.sha256}. It "
             "was removed: run it again; if that repeats, the file was changed or something on the way alters it."
@@ -198,9 +199,9 @@ def _place(weight: WeightFile, folder: Path, finished: Path) -> None:
             for name in weight.unpack:  # flat, however deep they lie, so that no path in the archive counts
                 _unpack(archive, members[name], folder / name)
     except zipfile.BadZipFile as error:
-        finished.unlink()
+        remove(finished)
         raise ValueError(f"{weight.name}: the archive is damaged ({error}) and was removed: run it again.") from error
-    finished.unlink()
+    remove(finished)
 
 
 def _unpack(archive: zipfile.ZipFile, member: str, path: Path) -> None:
