@@ -366,7 +366,7 @@ def test_what_cannot_work_fails_before_the_first_step(unet, source, options, cha
     [
         (torch.rand(1, 8, 64, 3), {}, "source image is 64x8 pixels, smaller than the window of 11"),
         (torch.rand(1, 64, 64, 4), {}, "source image has 4 channels"),
-        (photo(64, 64), {"structure_weight": 0.0}, "both 0"),
+        (photo(64, 64), {"structure_weight": 0.0}, "nothing is left to do"),
         (photo(64, 64), {"iterations": 0}, "iterations is 0"),
     ],
 )
