@@ -193,6 +193,8 @@ def generate(options: argparse.Namespace) -> int:
     with StopRequest(options.output) as stop:
         recipe = recipe_class(settings.recipe, "cpu")
         dataset = prepare_dataset(options.output, recipe, settings.dataset)
+        if advice := getattr(recipe, "advice", str)():
+            print(advice)
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())
     return conclude(state, stop.reason)

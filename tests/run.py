@@ -20,9 +20,9 @@ from comfyui_environment import comfyui_python, environment, load_script
 MODULES = (
     *("torch", "diffusers", "transformers", "safetensors", "insightface", "cv2", "numpy", "einops", "huggingface_hub"),
     *("skimage", "aiohttp", "accelerate", "tensorboardX", "tomlkit"),
-    *("pytest", "xdist", "ruff", "piq", "webdataset"),
+    *("pytest", "xdist", "ruff", "piq", "webdataset", "numba"),
 )
-EXTRA_REQUIREMENTS = ("pytest", "pytest-xdist", "ruff", "webdataset")
+EXTRA_REQUIREMENTS = ("pytest", "pytest-xdist", "ruff", "webdataset", "numba")
 # piq wants torchvision for scores that we do not compare with, and torchvision a matching build of torch.
 WITHOUT_DEPENDENCIES = ("piq==0.8.0",)
 NO_TESTS_COLLECTED = 5

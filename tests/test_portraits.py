@@ -1,17 +1,23 @@
 """The portrait world: what the truth promises, and that one edit changes one thing."""
 
 import importlib
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from likeness.pipelines import portraits as world
+from likeness.pipelines.portraits import kernels
 from likeness.pipelines.portraits.backgrounds import KINDS, background
+from likeness.pipelines.portraits.data import Portraits, PortraitsSettings
 from likeness.pipelines.portraits.gbuffer import World
+from likeness.pipelines.portraits.parameters import VIEWS
 from likeness.pipelines.portraits.raycast import MISS, Caster
 from likeness.pipelines.portraits.shadows import Occluders
-from likeness.pipelines.portraits.shapes import Bone, Group, ellipsoid, rotation
+from likeness.pipelines.portraits.shapes import Bone, Group, capsule, ellipsoid, rotation
 
+noise_of = importlib.import_module("likeness.pipelines.portraits.noise")
 renderer = importlib.import_module("likeness.pipelines.portraits.render")
 SIZE = 96
 EXPECTED_FIRST = ("short", "ginger", "hazel", 0.39805210941)
@@ -231,6 +237,88 @@ def test_a_batch_is_its_pictures():
 def test_a_picture_does_not_depend_on_its_neighbours():
     people = [world.sample_person(3, index) for index in range(3)]
     assert torch.equal(world.render(people, 48).image[1], world.render(people[1], 48).image[0])
+
+
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setattr(kernels, "_found", lambda: (None, "switched off"))
+
+
+@pytest.mark.skipif(kernels.kernels() is None, reason=kernels.why_slow())
+@pytest.mark.parametrize("view", VIEWS)
+def test_compiled_pictures_are_those_of_arrays(view, request):
+    """All kinds of hair, costumes, glasses and beards, from all sides: what rays meet, and how it is lit."""
+    draw, people = world.Draw("compiled"), []
+    for index in range(24):
+        one = world.sample_take(5, index, index, view, everyday=0.3)
+        if index % 3 == 0:
+            one = replace(one, pose=replace(one.pose, yaw=draw.number(-75, 75), turn=draw.number(-180, 180)))
+        people.append(one)
+    compiled = world.render(people, 64)
+    request.getfixturevalue("without_numba")
+    arrays = world.render(people, 64)
+    assert torch.equal(compiled.image, arrays.image) is False  # so they were made in two ways
+    assert (compiled.part != arrays.part).float().mean() < 2e-4
+    assert ((compiled.depth - arrays.depth).abs() > 1e-3).float().mean() < 4e-4
+    assert ((compiled.albedo - arrays.albedo).abs() > 1e-3).float().mean() < 4e-4
+    assert ((compiled.image - arrays.image).abs() > 1 / 255).float().mean() < 4e-4
+    assert torch.allclose(compiled.landmarks, arrays.landmarks, atol=1e-2)
+
+
+@pytest.mark.skipif(kernels.kernels() is None, reason=kernels.why_slow())
+@pytest.mark.parametrize("bumps, carves, mirrored, melt", [
+    (0, 0, False, 0.05), (0, 0, False, 0.01), (0, 0, False, 0.004),
+    (4, 0, True, 0.04), (0, 3, False, 0.06), (3, 2, True, 0.05),
+])  # fmt: skip
+def test_compiled_fields_and_rays_are_those_of_arrays(bumps, carves, mirrored, melt, request):
+    """Values, slopes and weights at free points; whether and where rays meet the surface: 1,003 of each."""
+    draw = np.random.default_rng(bumps + 10 * carves)
+
+    def shape(size):
+        center, turn = draw.uniform(-0.6, 0.6, 3), rotation(*draw.uniform(-90, 90, 3))
+        if draw.random() < 0.5:
+            return ellipsoid(center, draw.uniform(0.5, 1, 3) * size, (0, 0, 0), turn)
+        return capsule(center, center + draw.uniform(0.2, 0.5, 3), 0.5 * size)
+
+    group = Group(
+        "blob", Bone(rotation(25, 15, 5), np.array([0.1, -0.2, 0.3])), "felt", 1, [shape(0.4) for _ in range(7)], melt,
+        [(shape(0.3), 0.03) for _ in range(bumps)], [shape(0.3) for _ in range(carves)], mirrored=mirrored,
+    )  # fmt: skip
+    points = draw.uniform(-1.2, 1.2, (1, 3, 1003)).astype(np.float32)
+    x, y = points[:, 0], points[:, 1]
+    compiled = Caster([group], None)
+    request.getfixturevalue("without_numba")
+    arrays = Caster([group], None)
+    assert type(compiled.march) is not type(arrays.march)
+    for name in ("value", "gradient", "weights"):
+        there, here = (getattr(caster.sample(points), name) for caster in (compiled, arrays))
+        assert np.abs(there - here).max() < 2e-3, name
+    hits = [caster.cast(x, y, np.full_like(x, MISS), 5e-3) for caster in (compiled, arrays)]
+    met = [set(found.index[0][found.hit[0]].tolist()) for found in hits]
+    assert len(met[0]) > 200 and len(met[0] ^ met[1]) <= 3
+    depths = [dict(zip(found.index[0].tolist(), found.depth[0].tolist(), strict=True)) for found in hits]
+    apart = np.array([abs(depths[0][ray] - depths[1][ray]) for ray in met[0] & met[1]])
+    assert np.quantile(apart, 0.99) < 1e-3
+
+
+@pytest.mark.skipif(kernels.kernels() is None, reason=kernels.why_slow())
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_compiled_noise_is_that_of_arrays(dimensions, without_numba):
+    from likeness.pipelines.portraits import compiled
+
+    places = np.random.default_rng(dimensions).uniform(-40, 40, (dimensions, 1003)).astype(np.float32)
+    assert np.allclose(compiled.noise(places, noise_of._table(None)), noise_of.noise(*places), atol=1e-5)
+
+
+def test_who_waits_for_pictures_is_told_of_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "likeness.pipelines.portraits.compiled", raising=False)
+    kernels._found.cache_clear()
+    try:
+        assert kernels.kernels() is None
+        assert "-m pip install numba" in world.why_slow() and "numba" in Portraits(PortraitsSettings()).advice()
+    finally:
+        kernels._found.cache_clear()
 
 
 def test_sizes_show_the_same_picture():

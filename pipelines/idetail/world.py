@@ -9,7 +9,7 @@ of its own to all of these.
 from dataclasses import dataclass, fields, replace
 
 from ..configuration import option
-from ..portraits import LANDMARKS, LIGHTINGS, Background, Draw, Light, Lighting, Person, render
+from ..portraits import LANDMARKS, LIGHTINGS, Background, Draw, Light, Lighting, Person, render, why_slow
 from ..portraits.parameters import Identity
 from ..portraits.sampling import sample_background, sample_person
 from .prompts import INPUT_PROMPTS, TARGET_PROMPTS, RelightPrompt, input_table
@@ -58,6 +58,10 @@ class IdetailPortraits:
         self.settings, self.device = settings, device
         self.takes = 1 + len(TARGET_PROMPTS) + settings.inputs
         self.count = settings.people * self.takes
+
+    def advice(self) -> str:
+        """What would make it faster."""
+        return why_slow()
 
     def parameters(self, item: int, seed: int) -> dict:
         """A take is a function of population and item alone."""

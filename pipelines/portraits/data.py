@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..configuration import option
 from .captions import full_caption, varied_caption
+from .kernels import why_slow
 from .landmarks import LANDMARKS
 from .parameters import VIEWS, Person
 from .render import render
@@ -39,6 +40,10 @@ class Portraits:
     def __init__(self, settings: PortraitsSettings, device: str = "cpu"):
         """Renders on ``device``."""
         self.settings, self.device = settings, device
+
+    def advice(self) -> str:
+        """What would make it faster."""
+        return why_slow()
 
     def parameters(self, item: int, seed: int) -> dict:
         """A take is a function of population and item alone, so every data set of a population agrees."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .arrays import Array, array, as_int, device_of, space
+from .kernels import kernels
 
 TABLE_BITS = 12
 PRIMES = (73856093, 19349663, 83492791)
@@ -39,6 +40,9 @@ def _look_up(key: Array) -> Array:
 def noise(*coordinates: Array) -> Array:
     """Smooth noise in 0..1 (mean 0.5) at points given by 1, 2 or 3 coordinates of one shape; the lattice step is 1."""
     xp = space(coordinates[0])
+    if xp is np and (compiled := kernels()):
+        places = np.stack([values.reshape(-1) for values in coordinates])
+        return compiled.noise(places, _table(None)).reshape(coordinates[0].shape)
     blends, keys = [], None
     for coordinate, prime in zip(coordinates, PRIMES, strict=False):
         cell = xp.floor(coordinate)

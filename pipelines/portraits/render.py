@@ -1,6 +1,6 @@
 """A picture and the complete truth about it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -18,6 +18,7 @@ from .scene import Scene, scene_of
 from .shading import LightRig
 
 EXPRESSIVE = ("head", "beard")  # the groups that an expression changes
+PER_PERSON = ("landmarks", "visible", "face_box", "label")
 
 
 @dataclass
@@ -69,32 +70,31 @@ def render(
     if not scenes or min(height, width) < 16:
         raise ValueError(f"{len(scenes)} scenes at {width}x{height}: give at least one, and at least 16 pixels a side.")
     device = torch.device(device)
-    if device.type == "cpu":
-        batches = [_render([scene], height, width, None) for scene in scenes]
-    else:
-        batches = [_render(scenes, height, width, device)]
-    return batches[0] if len(batches) == 1 else _join(batches)
+    if device.type != "cpu":
+        return _render(scenes, height, width, device)
+    if len(scenes) == 1:
+        return _render(scenes, height, width, None)
+    return _gather((_render([scene], height, width, None) for scene in scenes), scenes)
 
 
 def _scene(item: Person | Scene) -> Scene:
     return scene_of(item) if isinstance(item, Person) else item
 
 
-def _join(batches: list[Render]) -> Render:
-    joined = {}
-    most = max(batch.label.shape[1] for batch in batches)
-    for entry in fields(Render):
-        values = [getattr(batch, entry.name) for batch in batches]
-        if entry.name in ("landmarks", "visible", "face_box", "label"):
-            fill = -1 if entry.name == "label" else 0
-            values = [_pad_people(value, most, fill) for value in values]
-        joined[entry.name] = sum(values, []) if entry.name == "caption" else torch.cat(values)
-    return Render(**joined)
-
-
-def _pad_people(value: torch.Tensor, count: int, fill) -> torch.Tensor:
-    missing = value.new_full((value.shape[0], count - value.shape[1], *value.shape[2:]), fill)
-    return torch.cat([value, missing], 1)
+def _gather(pictures: Iterable[Render], scenes: list[Scene]) -> Render:
+    """One ``Render`` of all ``pictures``, each copied to its place as soon as it is made."""
+    gathered, most = {"caption": []}, max(len(scene.people) for scene in scenes)
+    for number, made in enumerate(pictures):
+        gathered["caption"] += made.caption
+        for entry in fields(Render):
+            value = getattr(made, entry.name)
+            if entry.name == "caption":
+                continue
+            if number == 0:
+                shape = (most, *value.shape[2:]) if entry.name in PER_PERSON else value.shape[1:]
+                gathered[entry.name] = value.new_full((len(scenes), *shape), -1 if entry.name == "label" else 0)
+            gathered[entry.name][number, : value.shape[1]] = value[0]
+    return Render(**gathered)
 
 
 def _render(scenes: list[Scene], height: int, width: int, device: torch.device | None) -> Render:

@@ -4,6 +4,7 @@ import numpy as np
 
 from .arrays import Array, array, clip, cross, like, matmul, space
 from .fields import FAR
+from .kernels import kernels
 from .shapes import Group, Stack
 
 CHUNK = 1024  # points at once, so that what is computed stays in the processor's cache
@@ -28,6 +29,9 @@ class Occluders:
         xp, count = space(points), points.shape[2]
         size = CHUNK if isinstance(points, np.ndarray) else max(count, 1)
         past, along = self._towards(light)
+        if isinstance(points, np.ndarray) and (compiled := kernels()):
+            flat = (np.ascontiguousarray(values[0]) for values in (past, along, points))
+            return compiled.visible(*flat, np.float32(softness[0]))[None]
         softness = softness[:, None, None]
         parts = [_visible(past, along, points[:, :, start : start + size], softness) for start in range(0, count, size)]
         return xp.concatenate(parts, 1) if parts else points[:, 0]
