@@ -126,9 +126,10 @@ def table() -> str:
             print(lines[-1], flush=True)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU was present"
     lines.append("")
+    cpu = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     lines.append(
-        f"{torch.get_num_threads()} CPU threads ({platform.machine()}), {name}; torch {torch.__version__}; median of "
-        f"{TURNS} turns; set-up and colour included."
+        f"{torch.get_num_threads()} CPU threads ({cpu}), {name}; torch {torch.__version__}; median of {TURNS} turns; "
+        "set-up and colour included."
     )
     return "\n".join(lines)
 
