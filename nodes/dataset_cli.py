@@ -178,6 +178,7 @@ def generate(options: argparse.Namespace) -> int:
     from likeness.pipelines.configuration import dump_toml, settings_of_command
     from likeness.pipelines.generation import WorkerScript, prepare_dataset
     from likeness.pipelines.generation import generate as run_engine
+    from likeness.pipelines.generation.local import all_devices
     from likeness.pipelines.stop import StopRequest
 
     recipe_class = find_recipe(options.recipe)
@@ -193,7 +194,7 @@ def generate(options: argparse.Namespace) -> int:
     with StopRequest(options.output) as stop:
         recipe = recipe_class(settings.recipe, "cpu")
         dataset = prepare_dataset(options.output, recipe, settings.dataset)
-        if advice := getattr(recipe, "advice", str)():
+        if "cpu" in (settings.run.devices or all_devices()) and (advice := getattr(recipe, "advice", str)()):
             print(advice)
         state = run_engine(dataset, recipe, script, settings.run, stop)
     print(state.summary())

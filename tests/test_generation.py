@@ -631,7 +631,7 @@ def test_what_is_made_on_the_cpu_has_a_worker_a_core(tmp_path, monkeypatch, uses
     generate(dataset, recipe, WorkerScript(Path("none")), RunSettings(devices=given), StopRequest())
     assert told == [expected] and not StructurePairs.uses_device
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert local._default_workers(expected or local._all_devices()) == (os.cpu_count() if expected == ("cpu",) else 1)
+    assert local._default_workers(expected or local.all_devices()) == (os.cpu_count() if expected == ("cpu",) else 1)
 
 
 def test_workers_may_die_while_there_is_progress_only(tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
 """The portrait world: what the truth promises, and that one edit changes one thing."""
 
 import importlib
+import os
+import re
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from likeness.pipelines.portraits.shapes import Bone, Group, capsule, ellipsoid,
 noise_of = importlib.import_module("likeness.pipelines.portraits.noise")
 renderer = importlib.import_module("likeness.pipelines.portraits.render")
 SIZE = 96
+NODES = Path(__file__).resolve().parents[1] / "nodes"
 EXPECTED_FIRST = ("short", "ginger", "hazel", 0.39805210941)
 
 
@@ -310,15 +315,75 @@ def test_compiled_noise_is_that_of_arrays(dimensions, without_numba):
     assert np.allclose(compiled.noise(places, noise_of._table(None)), noise_of.noise(*places), atol=1e-5)
 
 
-def test_who_waits_for_pictures_is_told_of_numba(monkeypatch):
-    monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "likeness.pipelines.portraits.compiled", raising=False)
+def test_rays_that_meet_no_box_end_nowhere(without_numba):
+    """Bodies seen small have pieces whose boxes some rays pass, but whose shapes none."""
+    for index in range(40):
+        world.render(world.sample_take(11, index, index, "body"), 16)
+
+
+@pytest.mark.skipif(kernels.kernels() is None, reason=kernels.why_slow())
+def test_faces_are_smooth_where_their_halves_meet(request):
+    """At an odd size the middle column of a face seen from the front lies on its mirror plane."""
+    people = [person(index, pose=world.Pose(yaw=0, pitch=0, roll=0)) for index in range(6)]
+    compiled = world.render(people, 65)
+    request.getfixturevalue("without_numba")
+    assert ((compiled.normal - world.render(people, 65).normal).abs().amax(1) > 2e-2).sum() <= 6
+
+
+PICTURES = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+import pack; pack.load_pack()
+from likeness.pipelines.portraits import kernels, render, sample_person
+made = render([sample_person(0, index) for index in range(4)], 64)
+print(kernels.ON_DISK, kernels.why_slow() == "", hashlib.sha256(made.image.numpy().tobytes()).hexdigest())
+"""
+
+
+def pictures_of_a_process(cache, **more) -> list[str]:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), **more}
+    done = subprocess.run([sys.executable, "-c", PICTURES, str(NODES)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(kernels.kernels() is None, reason=kernels.why_slow())
+def test_who_compiles_and_who_loads_make_the_same_pictures_and_damage_is_no_harm(tmp_path):
+    compiling = pictures_of_a_process(tmp_path)
+    assert compiling[:2] == ["True", "True"] and pictures_of_a_process(tmp_path) == compiling
+    for file in tmp_path.rglob("*.nb?"):
+        file.write_bytes(file.read_bytes()[:50])
+    damaged = pictures_of_a_process(tmp_path)
+    assert damaged[1:] == compiling[1:]
+
+
+@pytest.mark.parametrize(("broken", "told"), [
+    (None, r"half the speed, and it is not installed: .*-m pip install numba"),
+    (OSError("llvmlite is not there"), "and it cannot be loaded: llvmlite is not there"),
+])  # fmt: skip
+def test_who_waits_for_pictures_is_told_of_numba(monkeypatch, broken, told):
+    plain = importlib.import_module
+
+    def importing(name):
+        if name == "numba":
+            raise broken or ModuleNotFoundError("No module named 'numba'")
+        return plain(name)
+
+    monkeypatch.setattr(kernels.importlib, "import_module", importing)
     kernels._found.cache_clear()
     try:
-        assert kernels.kernels() is None
-        assert "-m pip install numba" in world.why_slow() and "numba" in Portraits(PortraitsSettings()).advice()
+        assert kernels.kernels() is None and re.search(told, world.why_slow())
+        assert Portraits(PortraitsSettings()).advice() == world.why_slow()
     finally:
         kernels._found.cache_clear()
+
+
+@pytest.mark.skipif(kernels.kernels() is None, reason=kernels.why_slow())
+def test_numbers_of_the_compiled_renderer_are_those_of_the_other():
+    from likeness.pipelines.portraits import compiled, fields, lines, march
+
+    assert (compiled.LOWEST, compiled.END, compiled.SLOW) == (fields.FAINT, lines.END, march.SLOW)
+    assert compiled.ROUNDS == march.ROUNDS and compiled.PRIMES == noise_of.PRIMES
 
 
 def test_sizes_show_the_same_picture():

@@ -31,7 +31,7 @@ def run_local(
     devices: tuple[str, ...],
 ) -> None:
     """Run workers until nothing is left to make or ``stop`` is requested. Raises ``GenerationError``."""
-    devices = devices or _all_devices()
+    devices = devices or all_devices()
     count = min(workers or _default_workers(devices), _unfinished(dataset))
     crew = Crew(script, [replace(job, device=devices[index % len(devices)]) for index in range(count)], job.patience)
     try:
@@ -45,7 +45,8 @@ def run_local(
         crew.end()
 
 
-def _all_devices() -> tuple[str, ...]:
+def all_devices() -> tuple[str, ...]:
+    """What workers run on where nothing is asked for: every GPU, or the CPU."""
     import torch
 
     return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)

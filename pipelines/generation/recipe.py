@@ -53,7 +53,7 @@ class Recipe(Protocol):
     def __init__(self, settings, device: str): ...
 
     def advice(self) -> str:
-        """What to tell before the work begins, "" for nothing; may be left out."""
+        """What to tell who has it made on a CPU, "" for nothing; may be left out."""
 
     def parameters(self, item: int, seed: int) -> dict:
         """What to make as item number ``item``, fit for JSON; ``seed`` is another one at each attempt."""

@@ -1,9 +1,8 @@
 """What takes most of a processor's time, compiled by numba where that is installed.
 
-The same maths in the same order as ``march``, ``lines``, ``fields``, ``shadows`` and ``noise`` have for arrays, so
-pictures are the same but for the last bits of float32. What is faster: LANES rays or points go through all shapes
-while they are in the processor's vectors, and a ray that has arrived leaves its place to the next one. (numba keeps
-what it compiled until this file changes: touch it after a change of a constant that it takes from another.)
+The same maths as ``march``, ``lines``, ``fields``, ``shadows`` and ``noise`` have for arrays, so pictures are the same
+but for the last bits of float32. What is faster: LANES rays or points go through all shapes while they are in the
+processor's vectors, and a ray that has arrived leaves its place to the next one.
 
 Numbers lie in flat arrays, LANES of each kind side by side at places that the compiler knows, so it sees that they do
 not overlap, and makes one vector of every loop over ``lane``.
@@ -14,15 +13,16 @@ import math
 import numba
 import numpy as np
 
-from . import fields, lines
-from . import march as arrays
+from . import kernels
 from .arrays import take
 from .fields import GroupField, Sample, ShapeSet
-from .noise import PRIMES
+from .march import Marched
 
 LANES = 16
-FAINT, END, SLOW = np.float32(-fields.FAINT), np.float32(lines.END), np.float32(arrays.SLOW)
-ROUNDS = arrays.ROUNDS
+# As in ``fields``, ``lines``, ``march`` and ``noise``, but of this file: until it changes numba takes what it has on
+# disk, whatever others say.
+LOWEST, END, SLOW = (np.float32(value) for value in (-60, 2e3, 0.75))
+ROUNDS, PRIMES = 5, (73856093, 19349663, 83492791)
 ZERO, HALF, ONE, TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
 TINY, LITTLE = np.float32(1e-12), np.float32(1e-9)
 
@@ -39,12 +39,12 @@ U, V, W, DISTANCE, STEEP, WEIGHT, PLACE = (LANES * row for row in range(7))
 
 
 def _compiled(function):
-    """``function`` compiled at its first call, and kept on disk for the next process where there is a place for it."""
-    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:
-        return numba.njit(function, **options)
+    """``function`` compiled at its first call, and kept on disk for the next process where that works.
+
+    Sums stay in the order in which they are written: else what is compiled and what is loaded again differ by rounding.
+    """
+    fast = {"nnan", "ninf", "nsz"}
+    return numba.njit(function, cache=kernels.ON_DISK, nogil=True, fastmath=fast, error_model="numpy")
 
 
 @_compiled
@@ -130,7 +130,7 @@ def _unite(shapes, last, line, melt, state):
         for lane in range(LANES):
             state[CUT + lane] = _distance(line, p, lane, sweep, slope, state[HERE + lane])
         for lane in range(LANES):
-            state[UNION + lane] += _exp(max(state[CUT + lane] * sharp, -FAINT))
+            state[UNION + lane] += _exp(min(max(state[CUT + lane] * sharp, LOWEST), -LOWEST))
     for lane in range(LANES):
         state[UNION + lane] = -melt * _log(state[UNION + lane])
     if last == 1:
@@ -145,14 +145,14 @@ def _raise(shapes, first, last, line, state):
         sweep, height = shapes[p, SWEEP], shapes[p, HEIGHT]
         for lane in range(LANES):
             square, _ = _square(line, p, lane, sweep, state[HERE + lane])
-            state[VALUE + lane] -= height * _exp(-min(square, FAINT))
+            state[VALUE + lane] -= height * _exp(max(-square, LOWEST))
 
 
 @_compiled
 def _cut_out(value, nearest, melt):
     """``value`` where a shape at the distance ``nearest`` is cut out, the edge rounded by ``melt``."""
-    gap = min(abs(value + nearest) / melt, FAINT)
-    return max(value, -nearest) + melt * _log(ONE + _exp(-gap))
+    gap = max(abs(value + nearest) / -melt, LOWEST)
+    return max(value, -nearest) + melt * _log(ONE + _exp(gap))
 
 
 @_compiled
@@ -278,23 +278,18 @@ def _approach(group, turn, origin, rays, entries, tolerance, steps, relief, meet
     shapes, numbers = group
     united, raised, cut, _, melt, _, margin = numbers
     line, state, way = np.empty((len(shapes), PAST), np.float32), np.zeros(STATE, np.float32), _way(turn)
-    ray_of, round_of = np.full(LANES, -1), np.zeros(LANES, np.int64)
-    coming, count = 0, len(meets)
+    ray_of, round_of, coming = np.full(LANES, -1), np.zeros(LANES, np.int64), 0
     while True:
-        walking = 0
         for lane in range(LANES):
             if ray_of[lane] < 0:
-                while coming < count and not meets[coming]:
-                    coming += 1
-                if coming < count:
-                    ray_of[lane], round_of[lane], state[WALKS + lane] = coming, 0, ONE
+                coming = _next(meets, coming)
+                state[WALKS + lane] = ONE if coming < len(meets) else ZERO
+                if coming < len(meets):
+                    ray_of[lane], round_of[lane] = coming, 0
                     _load(rays, coming, turn, origin, state, lane)
                     state[HERE + lane] = distance[coming]
                     coming += 1
-                else:
-                    state[WALKS + lane] = ZERO
-            walking += ray_of[lane] >= 0
-        if walking == 0:
+        if ray_of.max() < 0:
             return
         _aim_all(shapes, numbers, way, relief, line, state)
         for _ in range(steps):
@@ -313,6 +308,14 @@ def _approach(group, turn, origin, rays, entries, tolerance, steps, relief, meet
             left = value / max(abs(state[BEFORE + lane]), LITTLE) if steps > 1 else ZERO
             away = state[UNION + lane] if cut > raised else value
             state[HERE + lane] = _skip(entries, ray, margin, away, left, here)
+
+
+@_compiled
+def _next(meets, ray):
+    """The first ray from ``ray`` on that meets the group; how many there are where none does."""
+    while ray < len(meets) and not meets[ray]:
+        ray += 1
+    return ray
 
 
 @_compiled
@@ -399,7 +402,7 @@ def _blend(last, melt, place, value):
         value[lane] = ZERO
     for p in range(last):
         for lane in range(LANES):
-            weight = _exp(max(place[p, DISTANCE + lane] * sharp, -FAINT))
+            weight = _exp(min(max(place[p, DISTANCE + lane] * sharp, LOWEST), -LOWEST))
             place[p, WEIGHT + lane] = weight
             value[lane] += weight
     for p in range(last):
@@ -420,7 +423,7 @@ def _add_bumps(shapes, first, last, point, place, value, gradient):
         height = shapes[p, HEIGHT]
         for lane in range(LANES):
             u, v, w = place[p, U + lane], place[p, V + lane], place[p, W + lane]
-            raised = height * _exp(-min(u * u + v * v + w * w, FAINT))
+            raised = height * _exp(max(-(u * u + v * v + w * w), LOWEST))
             place[p, WEIGHT + lane] = TWO * raised
             value[lane] -= raised
     _lean(shapes, first, last, place, gradient)
@@ -434,7 +437,7 @@ def _take_carves(shapes, first, last, melt, point, place, value, gradient):
         nearest = END
         for p in range(first, last):
             nearest = min(nearest, place[p, DISTANCE + lane])
-        share = ONE / (ONE + _exp(min(max((value[lane] + nearest) / -melt, -FAINT), FAINT)))
+        share = ONE / (ONE + _exp(min(max((value[lane] + nearest) / -melt, LOWEST), -LOWEST)))
         for p in range(first, last):
             counts = place[p, DISTANCE + lane] == nearest
             place[p, WEIGHT + lane] = (share - ONE) / place[p, STEEP + lane] if counts else ZERO
@@ -476,8 +479,8 @@ def sample(group, points):
             values[first + lane] = value[lane]
             for axis in range(3):
                 gradients[axis, first + lane] = gradient[axis * LANES + lane]
-            if mirrored and points[0, first + lane] < ZERO:
-                gradients[0, first + lane] *= -ONE
+            if mirrored:
+                gradients[0, first + lane] *= np.sign(points[0, first + lane])
     return values, gradients, weights
 
 
@@ -565,12 +568,23 @@ class CompiledMarch:
         self.group = _group(field, margin)
         self.turn, self.origin = np.ascontiguousarray(turn), np.ascontiguousarray(origin)
 
-    def __call__(self, x: np.ndarray, y: np.ndarray, limit: np.ndarray, tolerance: float) -> arrays.Marched:
+    def __call__(self, x: np.ndarray, y: np.ndarray, limit: np.ndarray, tolerance: float) -> Marched:
         rays = np.concatenate([x, y, limit])
         meets, reached, distance = march(self.group, self.turn, self.origin, rays, np.float32(tolerance))
         keep = (meets & (reached | (distance < rays[2]))).nonzero()[0][None]
-        return arrays.Marched(keep, *(take(values[None], keep) for values in (meets, reached, distance)))
+        return Marched(keep, *(take(values[None], keep) for values in (meets, reached, distance)))
 
     def sample(self, points: np.ndarray) -> Sample:
         """The field at points [1, 3, K] of the bone's space."""
         return Sample(*(values[None] for values in sample(self.group, np.ascontiguousarray(points[0]))))
+
+
+def try_out() -> None:
+    """Run everything once. Raises whatever numba raises where it is broken, or what it kept on disk is."""
+    shape = np.array([[1.0] * NUMBERS] * 2, np.float32)
+    group = shape, (1, 2, 2, True, np.float32(0.1), np.float32(0.1), np.float32(0.1))
+    axes, nowhere = np.eye(3, dtype=np.float32), np.zeros((3, 1), np.float32)
+    march(group, axes, nowhere[:, 0], nowhere, np.float32(0.1))
+    sample(group, nowhere)
+    visible(np.zeros((2, 4), np.float32), np.zeros((1, 4), np.float32), nowhere, np.float32(0.1))
+    noise(nowhere, np.zeros(4096, np.float32))

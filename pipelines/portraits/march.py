@@ -47,7 +47,7 @@ class March:
         keep = rows_of(start < limit)
         seen, entries, start, limit = (take(values, keep) for values in (seen, entries, start, limit))
         meets = start < limit
-        if self.margin == 0:
+        if self.margin == 0 or not keep.shape[1]:
             return Marched(keep, meets, xp.ones_like(meets), start)
         reached, distance = self._walk((seen, entries, limit), xp.where(meets, start, END), tolerance)
         left = rows_of(meets & (reached | (distance < limit)))

@@ -62,8 +62,9 @@ def render(
     """Render people or scenes at ``size`` (side, or height and width) in pixels, at least 16.
 
     On a CPU the pictures are made one by one, which is as fast there and makes each bit for bit independent of the
-    others; on other devices all at once. On another platform float32 rounds differently in the last bits, so a picture
-    may differ there by a grey level, and by more in the few pixels where a ray just meets an edge.
+    others; on other devices all at once. On another platform, or with numba instead of without, float32 rounds
+    differently in the last bits, so a picture may differ there by a grey level, and by more in the few pixels where a
+    ray just meets an edge.
     """
     scenes = [_scene(item) for item in ([people] if isinstance(people, (Person, Scene)) else people)]
     height, width = (size, size) if isinstance(size, int) else size
