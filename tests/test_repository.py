@@ -16,7 +16,7 @@ WORKFLOWS = ROOT / "examples_workflows"
 SOURCES = [*sorted((ROOT / "pipelines").rglob("*.py")), *sorted((ROOT / "nodes").rglob("*.py")), ROOT / "__init__.py"]
 SCRIPTS = {
     "quickstart.py", "dataset_cli.py", "pack.py", "environment.py", "comfyui_server.py", "train_cli.py",
-    "evaluate_cli.py", "weights_cli.py", "terminal.py",
+    "evaluate_cli.py", "weights_cli.py", "family_cli.py", "terminal.py",
 }  # fmt: skip
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution", "server"}
 METHODS = {"spl", "idetail", "mcdm", "idsync", "mcld"}
@@ -70,7 +70,7 @@ print("asked:", *sorted(asked - set(sys.stdlib_module_names)))
 """
 
 
-@pytest.mark.parametrize("script", ["dataset_cli", "evaluate_cli", "train_cli", "weights_cli"])
+@pytest.mark.parametrize("script", ["dataset_cli", "evaluate_cli", "family_cli", "train_cli", "weights_cli"])
 def test_a_script_sets_up_all_that_it_imports(script):
     run = subprocess.run([sys.executable, "-c", ASKED, str(ROOT), script], capture_output=True, text=True, check=True)
     asked = set(run.stdout.rpartition("asked:")[2].split()) - {"likeness", *(name[:-3] for name in SCRIPTS)}

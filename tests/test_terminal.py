@@ -117,7 +117,9 @@ def test_a_script_that_windows_starts_anew_may_save_before_it_ends(tmp_path):
         assert started.stdout.read() == "saved\n"
 
 
-@pytest.mark.parametrize("name", ["dataset_cli", "evaluate_cli", "quickstart", "train_cli", "weights_cli"])
+@pytest.mark.parametrize(
+    "name", ["dataset_cli", "evaluate_cli", "family_cli", "quickstart", "train_cli", "weights_cli"]
+)
 def test_scripts_find_each_other_with_a_python_that_starts_isolated(name):
     """As the one does that ComfyUI's portable build brings."""
     words = ["generate", "--help"] if name == "dataset_cli" else ["--help"]
