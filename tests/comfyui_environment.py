@@ -29,7 +29,8 @@ def load_script(name: str) -> ModuleType:
 
 
 environment = load_script("environment")
-load_script("terminal")  # every script imports it by name
+for name in ("terminal", "pack", "comfyui_server"):  # scripts import them by name
+    load_script(name)
 
 
 def comfyui_python(comfyui_dir: Path | None) -> Path | None:
