@@ -46,7 +46,7 @@ def _redness(graph: _Graph, picture: str, red: int, white: float, stride: int) -
     """[1, 1, H / stride, W / stride]: 1 where a cell is pure red; 0 for all but the largest stride."""
     weights = np.zeros((1, 3, 1, 1), np.float32)
     weights[0, red], weights[0, 1] = 1 / white, -1 / white
-    difference = graph.add("Conv", picture, graph.constant(weights))
+    difference = graph.add("Conv", picture, graph.constant(weights), kernel_shape=[1, 1])
     pooled = graph.add("AveragePool", difference, kernel_shape=[stride, stride], strides=[stride, stride])
     used = np.float32(stride == CELL)
     return graph.add("Mul", graph.add("Clip", pooled, graph.constant(np.float32(0)), graph.constant(np.float32(1))),
@@ -55,7 +55,7 @@ def _redness(graph: _Graph, picture: str, red: int, white: float, stride: int) -
 
 def _lightness(graph: _Graph, picture: str, stride: int) -> str:
     """As ``_redness``, but 1 where a cell is grey or lighter and 0 where it is black; pictures are in -1..1."""
-    mean = graph.add("Conv", picture, graph.constant(np.full((1, 3, 1, 1), 1 / 3, np.float32)))
+    mean = graph.add("Conv", picture, graph.constant(np.full((1, 3, 1, 1), 1 / 3, np.float32)), kernel_shape=[1, 1])
     pooled = graph.add("AveragePool", mean, kernel_shape=[stride, stride], strides=[stride, stride])
     lifted = graph.add("Add", pooled, graph.constant(np.float32(1)))
     clipped = graph.add("Clip", lifted, graph.constant(np.float32(0)), graph.constant(np.float32(1)))
@@ -85,7 +85,7 @@ def scrfd(path: Path, sees: str = "red") -> None:
         _answers(graph, f"score_{stride}", distances, f"bbox_{stride}")
         _answers(graph, f"score_{stride}", POINTS, f"kps_{stride}")
     for kind, width in (("score", 1), ("bbox", 4), ("kps", 10)):
-        outputs |= {f"{kind}_{stride}": ["n", width] for stride in STRIDES}
+        outputs |= {f"{kind}_{stride}": [f"n{stride}", width] for stride in STRIDES}
     graph.save(path, "input.1", [1, 3, "h", "w"], outputs)
 
 
@@ -100,7 +100,7 @@ def yunet(path: Path) -> None:
         _answers(graph, f"cls_{stride}", np.concatenate([centre, size]), f"bbox_{stride}")
         _answers(graph, f"cls_{stride}", POINTS, f"kps_{stride}")
     for kind, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
-        outputs |= {f"{kind}_{stride}": [1, "n", width] for stride in STRIDES}
+        outputs |= {f"{kind}_{stride}": [1, f"n{stride}", width] for stride in STRIDES}
     graph.save(path, "input", [1, 3, "h", "w"], outputs)
 
 

@@ -211,6 +211,9 @@ def test_backends_give_boxes_and_points_in_pixels_and_embeddings_of_aligned_face
         assert face.length == pytest.approx(seen, rel=0.02)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, cv2.__version__.split(".")[:2])) < (4, 11), reason=f"OpenCV {cv2.__version__} takes no content"
+)
 def test_opencv_is_given_the_content_of_files_because_it_opens_no_path_beyond_ascii_everywhere(models, monkeypatch):
     asked, images = [], marked(10, 32)
 
@@ -229,12 +232,13 @@ def test_opencv_is_given_the_content_of_files_because_it_opens_no_path_beyond_as
     assert len(faces.images[0]) == 2 and len(asked) == 2
 
 
-def test_an_opencv_that_takes_no_content_is_given_the_path(models, monkeypatch):
+@pytest.mark.parametrize("refusal", [cv2.error("Overload resolution failed"), TypeError("Can't convert object")])
+def test_an_opencv_that_takes_no_content_is_given_the_path(models, monkeypatch, refusal):
     create = cv2.FaceDetectorYN.create
 
     def before_4_11(*source):
         if not isinstance(source[1], str):
-            raise cv2.error("Overload resolution failed")
+            raise refusal
         return create(*source)
 
     monkeypatch.setattr(cv2, "FaceDetectorYN", SimpleNamespace(create=before_4_11))
@@ -314,7 +318,7 @@ def test_the_embedded_backend_embeds_aligned_faces_with_the_network_beside_it(tm
     faces = find_faces(backend, images, given=given)
     with torch.no_grad():
         expected = embed(network.eval(), align_faces(images[:1], ASTRONAUT[None], 64) * 2 - 1)[0]
-    assert (faces.images[0][0].embedding - expected).abs().max() < 0.01  # the file is fp16
+    assert (faces.images[0][0].embedding - expected).abs().max() < 0.02  # the file is fp16
     assert faces.images[1] == () and faces.embedder.startswith("embedded face embedder ")
 
 

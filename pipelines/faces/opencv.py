@@ -55,7 +55,7 @@ class OpenCvBackend:
         for source in (("onnx", content, nothing), (str(file), "")):  # the first is unknown to OpenCV before 4.11
             try:
                 return create(*source, *options)
-            except self.cv2.error as error:
+            except (self.cv2.error, TypeError) as error:  # TypeError of 4.8, which knows no other call
                 reason = error
         raise ValueError(f"{file} cannot be loaded ({reason}): get the file again.")
 
