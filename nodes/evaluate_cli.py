@@ -364,10 +364,11 @@ def run_embedded(options: argparse.Namespace) -> int:
 
 def make_family(options: argparse.Namespace, exports: dict[str, Path], held_out, step: Callable) -> dict[str, float]:
     """Put a family together, or take one that is there, and measure all of it."""
-    from likeness.pipelines.embedded.family import assemble
+    from likeness.pipelines.embedded.family import assemble, make_room
 
     judge = _judge(options, held_out)
     if options.output is not None:
+        make_room(options.output)
         assemble(options.output, exports)
     elif exports:
         raise ValueError("--measure takes the models of that folder: leave the exports out, or give --output.")

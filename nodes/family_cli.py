@@ -1,7 +1,7 @@
 """Makes the embedded portrait models, and all that stands on them, from nothing: python nodes/family_cli.py COMMAND ...
 
   make --output WORK [STAGE ...]   run all stages, or some with what they need; the same command goes on
-  show [--output WORK]             the stages with their commands; with WORK also which are done and how long they took
+  show [--output WORK]             the stages with their commands; with WORK also which are done and how long
 
 A stage is a command of another script here: data, a training, the family with its card, the relighting adapter, the
 claims. Which stages there are and with which settings is in a recipe, a TOML file (--recipe; the pack's own is
@@ -20,9 +20,12 @@ exit codes
 """
 
 import argparse
+import os
+import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -83,29 +86,33 @@ def show_stages(options: argparse.Namespace) -> int:
     stages = read_recipe(options.recipe)
     for stage in stages.values():
         state = ""
-        if is_finished(stage, options.output):
-            state = f"  done in {_duration(read_note(stage, options.output)['seconds'])}"
-        words = command(stage.run, stage, stages, options.output)
-        print(f"{stage.name}{state}\n  {_shown(words)}")
+        try:
+            if is_finished(stage, options.output):
+                state = f"  done, its last go in {_duration(read_note(stage, options.output)['seconds'])}"
+        except ValueError as error:
+            state = f"  {error}"
+        print(f"{stage.name}{state}\n  {_shown(command(stage.run, stage, stages, options.output))}")
     return 0
 
 
 def make_stages(options: argparse.Namespace) -> int:
     """The command ``make``."""
     from likeness.pipelines.embedded.recipe import is_finished, read_recipe, with_needs
-    from likeness.pipelines.files import make_folder
+    from likeness.pipelines.files import exclusive, make_folder
     from likeness.pipelines.stop import StopRequest
 
+    # Runs know their inputs by path, so it has to be the same one from wherever this is started.
+    work = Path(os.path.abspath(options.output))
     stages = read_recipe(options.recipe)
     wanted = with_needs(options.stages, stages)
-    left = [stage for stage in wanted if not is_finished(stage, options.output)]
-    make_folder(options.output)
-    print(f"{len(wanted) - len(left)} of {len(wanted)} stages are finished.", flush=True)
-    with StopRequest(options.output) as stop:
+    make_folder(work)
+    with exclusive(work / "make.lock", str(work), remove=True), StopRequest(work) as stop:
+        left = [stage for stage in wanted if not is_finished(stage, work)]
+        print(f"{len(wanted) - len(left)} of {len(wanted)} stages are finished.", flush=True)
         for number, stage in enumerate(left, 1):
             stop.check()
-            _make(stage, stages, options.output, f"{number} of {len(left)}", stop)
-    print(f"All is made, in {options.output}.")
+            _make(stage, stages, work, f"{number} of {len(left)}", stop)
+    print(f"All is made, in {work}.")
     return 0
 
 
@@ -115,38 +122,46 @@ def _make(stage, stages, work: Path, place: str, stop) -> None:
 
     words, start = command(stage.run, stage, stages, work), time.monotonic()
     print(f"\n== {stage.name} ({place})\n{_shown(words)}", flush=True)
-    code = _call(words, stage.folder(work), stop)
+    write_note(stage, work, words)
+    code = _call(words, stage, work, stop)
     stop.check()
     if code != 0:
         raise ValueError(f"stage {stage.name} ended with {code}, see above; the same command goes on where it was.")
-    if not stage.result(work).exists():
-        raise ValueError(f"stage {stage.name} ended, but {stage.result(work)} is not there: it was stopped, or gives "
+    if not stage.proof(work).exists():
+        raise ValueError(f"stage {stage.name} ended, but {stage.proof(work)} is not there: it was stopped, or gives "
                          "something else than the recipe says.")  # fmt: skip
-    if stage.check and _call(command(stage.check, stage, stages, work), stage.folder(work), stop) != 0:
+    code = _call(command(stage.check, stage, stages, work), stage, work, stop) if stage.check else 0
+    stop.check()
+    if code != 0:
         raise ValueError(f"stage {stage.name} is not finished, see above; the same command goes on.")
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_note(stage, work, words, time.monotonic() - start, date)
 
 
-def _call(words: list[str], folder: Path, stop) -> int:
-    """The exit code of a script of this pack; if a stop is asked for it is told by a file STOP in its ``folder``.
+def _call(words: list[str], stage, work: Path, stop) -> int:
+    """The exit code of a script of this pack.
 
-    Ctrl-C reaches it by itself, and tells it the same.
+    If a stop is asked for, files named STOP tell it so, again and again: a script that only begins takes one for old,
+    and which folder it looks into is its own affair. Ctrl-C reaches it by itself, too.
     """
     process = subprocess.Popen([sys.executable, str(pack.ROOT / "nodes" / words[0]), *words[1:]])
-    asked = False
+    files = [folder / "STOP" for folder in {stage.folder(work), stage.result(work)}]
     while True:
         try:
-            return process.wait(POLL)
+            code = process.wait(POLL)
+            break
         except subprocess.TimeoutExpired:
-            if stop.requested and not asked and stop.reason != "SIGINT":
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "STOP").touch()
-                asked = True
+            for file in files if stop.requested else ():
+                with suppress(OSError):  # a full disk, or a folder that is not there yet
+                    file.touch()
+    for file in files:
+        with suppress(OSError):
+            file.unlink()
+    return code
 
 
 def _shown(words: list[str]) -> str:
-    return " ".join(["python", f"nodes/{words[0]}", *words[1:]])
+    return shlex.join(["python", f"nodes/{words[0]}", *words[1:]])
 
 
 def _duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ from likeness.pipelines.embedded.clip import (
 )
 from likeness.pipelines.embedded.components import DIFFUSERS, TRANSFORMERS
 from likeness.pipelines.embedded.face_embedder import traits_of, with_margin
-from likeness.pipelines.embedded.family import assemble, load_family
+from likeness.pipelines.embedded.family import assemble, load_family, make_room
 from likeness.pipelines.embedded.judge import load_judge
 from likeness.pipelines.embedded.measure import image_features, measure_family, text_features
 from likeness.pipelines.embedded.portrait_set import PortraitSet, face_weights
@@ -480,3 +480,19 @@ def test_every_shipped_file_says_how_it_was_made():
             facts = opened.metadata()
         assert {"ss_seed", "ss_steps", "likeness_revision", "likeness_settings", "data", "date"} <= set(facts)
         assert "dirty" not in facts["likeness_revision"] and "/" not in facts["likeness_settings"]
+
+
+def test_a_family_that_was_never_measured_makes_room_and_others_do_not(tmp_path):
+    """Measuring takes long: whoever stops it and starts the same command again must get on."""
+    target = tmp_path / "models"
+    make_room(target)
+    target.mkdir()
+    (target / "model_index.json").write_text("{}")
+    make_room(target)
+    assert not target.exists()
+    target.mkdir()
+    for name in ("model_index.json", "README.md"):
+        (target / name).write_text("{}")
+    with pytest.raises(ValueError, match="is there already: choose a new folder, or measure this one again"):
+        make_room(target)
+    assert len(list(target.iterdir())) == 2

@@ -13,6 +13,7 @@ import pytest
 import tile_recipes
 from comfyui_environment import load_script
 from likeness.pipelines.embedded import recipe
+from likeness.pipelines.files import exclusive
 
 for name in ("environment", "comfyui_server", "pack", "terminal"):
     load_script(name)
@@ -59,7 +60,7 @@ def test_stages_are_made_once_and_in_order(recipe_file, make, tmp_path, capfd):
     code, printed = make("--recipe", file)
     assert code == 0 and "2 of 2 stages are finished" in printed and "==" not in printed
     assert cli.main(["show", "--recipe", str(file), "--output", str(tmp_path / "work")]) == 0
-    assert len(re.findall(r"^(?:tiles|folder)  done in \d+ s$", capfd.readouterr().out, re.MULTILINE)) == 2
+    assert len(re.findall(r"^(?:tiles|folder)  done, its last go in \d+ s$", capfd.readouterr().out, re.MULTILINE)) == 2
 
 
 def test_only_what_was_asked_for_and_needed(recipe_file, make, tmp_path):
@@ -79,17 +80,23 @@ def test_a_failure_ends_it_and_the_same_command_goes_on(recipe_file, make, tmp_p
     code, printed = make("--recipe", file)
     assert code == 1 and "stage tiles ended with 1, see above" in printed and "== folder" not in printed
     (tmp_path / "work/tiles").unlink()
-    assert make("--recipe", file)[0] == 0
+    code, printed = make("--recipe", recipe_file(total=7))  # what one recipe began another does not go on with
+    assert code == 1 and "was made with another recipe" in printed
+    assert make("--recipe", recipe_file(total=6))[0] == 0
 
 
-def test_what_an_unfinished_stage_left_is_not_taken_for_its_result(recipe_file, make):
+def test_what_an_unfinished_stage_left_is_not_taken_for_its_result(recipe_file, make, tmp_path):
     """An exit code of 0 alone does not say so: a stopped script ends with it, too."""
     broken = WORK.format(tiles=TILES, total=3, more="").replace('gives = "plain"', 'gives = "picture.png"')
     code, printed = make("--recipe", recipe_file(broken))
     assert code == 1 and "picture.png is not there" in printed
     checked = WORK.format(tiles=TILES, total=3, more="").replace("verify {here}", "verify {here}/nothing")
-    code, printed = make("--recipe", recipe_file(checked))
-    assert code == 1
+    code, printed = make("tiles", "--recipe", recipe_file(checked))
+    assert code == 0  # the check is asked only once
+    for left in ("tiles", "folder"):
+        (tmp_path / "work" / f"{left}.json").unlink()
+    code, printed = make("tiles", "--recipe", recipe_file(checked))
+    assert code == 1 and "stage tiles is not finished" in printed
 
 
 def test_another_recipe_takes_nothing_of_the_old_ones_results(recipe_file, make, tmp_path):
@@ -121,7 +128,8 @@ def test_a_stop_reaches_the_stage_that_runs(recipe_file, make, tmp_path, how):
         os.killpg(started.pid, signal.SIGINT)
     printed = started.communicate(timeout=120)[0]
     assert started.returncode == 0 and "family_cli: stopped by" in printed, printed
-    assert not (work / "tiles.json").exists() and not (work / "STOP").exists()
+    assert "seconds" not in json.loads((work / "tiles.json").read_text())
+    assert not list(work.rglob("STOP")) and not list(work.rglob("*.lock"))
     assert 0 < len(list(work.glob("tiles/shard-*.tar"))) < 8
     assert make("--recipe", file)[0] == 0
     assert len(list((work / "folder/plain").glob("*.png"))) == 24
@@ -129,9 +137,15 @@ def test_a_stop_reaches_the_stage_that_runs(recipe_file, make, tmp_path, how):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "has no stages"),
-    ("run = 'x'", "'run' is no stage"),
-    ("[a]\ngives = 'x'", "'a' is no stage: give a table .a. with the command"),
-    ("[a]\nrun = 'x'\nafter = 'b'", "stage 'a' has after: it may have run, gives, check"),
+    ("run = 'x'", "stage 'run' is none: give a table"),
+    ("[a]\ngives = 'x'", "stage 'a' is none: give a table .a. with its command"),
+    ("[a]\nrun = 'x'\nafter = 'b'", "stage 'a' has after: it may have run, gives, done, check"),
+    ("[a]\nrun = 'x'\ncheck = 'y {b}'\n[b]\nrun = 'y'", "stage 'a' takes {b}, which no stage before it gives"),
+    ("[a]\nrun = 5", "stage 'a' has run = 5: give a text"),
+    ("[a]\nrun = ' '", "stage 'a' has an empty command"),
+    ("[a]\nrun = \"x 'y\"", "stage 'a' has a command that cannot be split into words .No closing quotation"),
+    ("['../evil']\nrun = 'x'", "stage '../evil' has no name for a folder: use letters"),
+    ("[here]\nrun = 'x'", "stage 'here' has no name for a folder"),
     ("[a]\nrun = 'x {b}'\n[b]\nrun = 'y'", "stage 'a' takes {b}, which no stage before it gives: it is the first"),
     ("[a]\nrun = 'x'\n[b]\nrun = 'y {c}'", "takes {c}, which no stage before it gives: a"),
     ("[a", "is not valid TOML"),
@@ -143,9 +157,26 @@ def test_wrong_recipes_are_explained(recipe_file, make, text, message):
 
 def test_a_damaged_note_is_told(recipe_file, make, tmp_path):
     (tmp_path / "work").mkdir()
-    (tmp_path / "work/tiles.json").write_text('{"digest": ')
-    code, printed = make("--recipe", recipe_file())
-    assert code == 1 and "tiles.json is damaged" in printed and "delete it" in printed
+    for damage in ('{"digest": ', "5", "{}"):
+        (tmp_path / "work/tiles.json").write_text(damage)
+        code, printed = make("--recipe", recipe_file())
+        assert code == 1 and "tiles.json is damaged" in printed and "delete it" in printed
+
+
+def test_the_same_folder_by_another_path(recipe_file, make, tmp_path, monkeypatch, capfd):
+    file = recipe_file(total=3)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["make", "tiles", "--output", "work", "--recipe", str(file)]) == 0
+    told = json.loads((tmp_path / "work/tiles.json").read_text())
+    assert str(tmp_path / "work/tiles") in told["command"]
+    assert make("--recipe", file)[0] == 0
+
+
+def test_one_at_a_time_in_a_folder(recipe_file, make, tmp_path):
+    (tmp_path / "work").mkdir()
+    with exclusive(tmp_path / "work/make.lock", "it"):
+        code, printed = make("--recipe", recipe_file())
+    assert code == 1 and "is in use by another process" in printed
 
 
 def test_paths_with_spaces_stay_one_word(recipe_file, tmp_path):
@@ -158,8 +189,8 @@ def test_paths_with_spaces_stay_one_word(recipe_file, tmp_path):
 @pytest.mark.parametrize("stage", recipe.read_recipe(cli.RECIPE))
 def test_our_recipe_says_what_the_scripts_understand(stage, tmp_path):
     stages = recipe.read_recipe(cli.RECIPE)
-    for text in filter(None, (stages[stage].run, stages[stage].check)):
-        script, *words = recipe.command(text, stages[stage], stages, tmp_path)
+    for line in filter(None, (stages[stage].run, stages[stage].check)):
+        script, *words = recipe.command(line, stages[stage], stages, tmp_path)
         module = load_script(script.removesuffix(".py"))
         if script == "train_cli.py":
             assert words[0] == "train"

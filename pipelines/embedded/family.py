@@ -65,6 +65,17 @@ def assemble(target: Path, exports: dict[str, Path]) -> None:
         write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **CLASSES})
 
 
+def make_room(target: Path) -> None:
+    """Remove what a run of ``assemble`` left at ``target`` that ended before it was measured: it has no card.
+
+    Raises ``ValueError`` where anything else is there.
+    """
+    if (target / "model_index.json").is_file() and not (target / "README.md").exists():
+        shutil.rmtree(target)
+    elif target.exists() and (target.is_file() or any(target.iterdir())):
+        raise ValueError(f"{target} is there already: choose a new folder, or measure this one again with --measure.")
+
+
 def extend(target: Path, exports: dict[str, Path]) -> None:
     """Put exports of ``OPTIONAL`` into the family in ``target``, in place of what is there; the rest stays as it is.
 

@@ -5,12 +5,12 @@ A recipe is a TOML file with a table for every stage:
     [vae]
     run = "train_cli.py train embedded-autoencoder --data {train} --output {here} --name vae --steps 4500"
     gives = "vae"
-    check = ""
 
-``run`` is a command of this pack's scripts. ``{here}`` stands for the stage's own folder, ``{train}`` for what the
-stage ``train`` gives, ``{cores}`` for how many cores there are. ``gives``: what of the folder others get; all of it
-where it is left out. ``check``: a command that ends with 0 if and only if the stage is finished; where it is left out,
-the stage is finished when what it gives is there.
+``run`` is a command of this pack's scripts, its paths written with slashes. ``{here}`` stands for the stage's own
+folder, ``{train}`` for what the stage ``train`` gives, ``{cores}`` for how many cores there are. ``gives``: what of the
+folder others get; all of it where it is left out. ``done``: what is there only when the stage is finished; what it
+gives where it is left out. ``check``: a command that ends with 0 if and only if the stage is finished, for those where
+no file tells.
 """
 
 import hashlib
@@ -25,8 +25,9 @@ from ..configuration import read_toml
 from ..files import write_json
 from ..training.export import revision
 
-FIELDS = ("run", "gives", "check")
-PLACEHOLDER = re.compile(r"\{(\w*)\}")
+FIELDS = ("run", "gives", "done", "check")
+NAME, PLACEHOLDER = re.compile(r"[A-Za-z]\w*"), re.compile(r"\{(\w+)\}")
+KNOWN = ("here", "cores")
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Stage:
     """One stage; ``needs``: the stages whose results it takes; ``digest`` tells its command and all before it."""
 
     name: str
-    run: str
+    run: tuple[str, ...]
+    check: tuple[str, ...]
     gives: str
-    check: str
+    done: str
     needs: tuple[str, ...]
     digest: str
 
@@ -48,8 +50,12 @@ class Stage:
         """What it gives."""
         return self.folder(work) / self.gives
 
+    def proof(self, work: Path) -> Path:
+        """What is there only when it is finished."""
+        return self.folder(work) / (self.done or self.gives)
+
     def note(self, work: Path) -> Path:
-        """The file that tells how it was made."""
+        """The file that tells by which recipe it is made."""
         return work / f"{self.name}.json"
 
 
@@ -57,34 +63,50 @@ def read_recipe(path: Path) -> dict[str, Stage]:
     """The stages of a recipe by name, in order. Raises ``ValueError`` that says which stage is wrong and how."""
     stages: dict[str, Stage] = {}
     for name, table in read_toml(path).items():
-        if not isinstance(table, dict) or not table.get("run"):
-            raise ValueError(f"{path}: {name!r} is no stage: give a table [{name}] with the command as run = \"...\".")
-        if unknown := sorted(set(table) - set(FIELDS)):
-            raise ValueError(f"{path}: stage {name!r} has {', '.join(unknown)}: it may have {', '.join(FIELDS)}.")
-        run, gives, check = (str(table.get(field, "")) for field in FIELDS)
-        needs = _needs(run)
-        if missing := [need for need in needs if need not in stages]:
-            raise ValueError(
-                f"{path}: stage {name!r} takes {{{missing[0]}}}, which no stage before it gives: "
-                f"{', '.join(stages) or 'it is the first'}."
-            )
-        told = json.dumps([run, gives, [stages[need].digest for need in needs]])
-        digest = hashlib.sha256(told.encode()).hexdigest()
-        stages[name] = Stage(name, run, gives, check, needs, digest)
+        try:
+            stages[name] = _stage(name, table, stages)
+        except ValueError as error:
+            raise ValueError(f"{path}: stage {name!r} {error}") from None
     if not stages:
         raise ValueError(f"{path} has no stages.")
     return stages
 
 
-def _needs(run: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for name in PLACEHOLDER.findall(run) if name not in ("here", "cores")))
+def _stage(name: str, table: dict, stages: dict[str, Stage]) -> Stage:
+    if not NAME.fullmatch(name) or name in KNOWN:
+        raise ValueError(f"has no name for a folder: use letters, digits and _, and none of {', '.join(KNOWN)}.")
+    if not isinstance(table, dict) or not table.get("run"):
+        raise ValueError(f'is none: give a table [{name}] with its command as run = "...".')
+    if unknown := sorted(set(table) - set(FIELDS)):
+        raise ValueError(f"has {', '.join(unknown)}: it may have {', '.join(FIELDS)}.")
+    if wrong := [field for field, value in table.items() if not isinstance(value, str)]:
+        raise ValueError(f"has {wrong[0]} = {table[wrong[0]]!r}: give a text.")
+    try:
+        run, check = (tuple(shlex.split(table.get(field, ""))) for field in ("run", "check"))
+    except ValueError as error:
+        raise ValueError(f"has a command that cannot be split into words ({error}).") from None
+    if not run:
+        raise ValueError("has an empty command.")
+    found = dict.fromkeys(name for word in (*run, *check) for name in PLACEHOLDER.findall(word))
+    needs = tuple(need for need in found if need not in KNOWN)
+    if missing := [need for need in needs if need not in stages]:
+        before = ", ".join(stages) or "it is the first"
+        raise ValueError(f"takes {{{missing[0]}}}, which no stage before it gives: {before}.")
+    told = json.dumps([run, table.get("gives", ""), [stages[need].digest for need in needs]])
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    return Stage(name, run, check, table.get("gives", ""), table.get("done", ""), needs, digest)
 
 
-def command(text: str, stage: Stage, stages: dict[str, Stage], work: Path) -> list[str]:
-    """The words of ``stage.run`` or ``stage.check`` with all that is known put in, the script's name first."""
-    known = {"here": str(stage.folder(work)), "cores": str(os.cpu_count() or 1)}
+def command(words: tuple[str, ...], stage: Stage, stages: dict[str, Stage], work: Path) -> list[str]:
+    """``stage.run`` or ``stage.check`` with all that is known put in; the script's name comes first."""
+    known = {"here": str(stage.folder(work)), "cores": str(_cores())}
     known |= {name: str(stages[name].result(work)) for name in stage.needs}
-    return [PLACEHOLDER.sub(lambda found: known[found[1]], word) for word in shlex.split(text)]
+    return [PLACEHOLDER.sub(lambda found: known[found[1]], word) for word in words]
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def with_needs(names: list[str], stages: dict[str, Stage]) -> list[Stage]:
@@ -101,28 +123,29 @@ def with_needs(names: list[str], stages: dict[str, Stage]) -> list[Stage]:
 def read_note(stage: Stage, work: Path) -> dict:
     """What ``write_note`` wrote about a stage, empty if nothing. Raises ``ValueError`` where that is damaged."""
     try:
-        return json.loads(stage.note(work).read_text(encoding="utf-8"))
+        told = json.loads(stage.note(work).read_text(encoding="utf-8"))
+        return told if isinstance(told["digest"], str) else {}
     except OSError:
         return {}
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{stage.note(work)} is damaged ({error}): delete it; the stage is then looked at.") from None
 
 
-def write_note(stage: Stage, work: Path, words: list[str], seconds: float, date: str) -> None:
-    """Note that a stage is finished, by which command, and how many seconds that took since it was last started."""
-    told = {"digest": stage.digest, "command": shlex.join(words), "revision": revision(), "date": date}
-    write_json(stage.note(work), {**told, "seconds": round(seconds, 1)})
+def write_note(stage: Stage, work: Path, words: list[str], seconds: float | None = None, date: str = "") -> None:
+    """Note by which command a stage is made; when it is finished also when, and how long its last go took."""
+    told = {"digest": stage.digest, "command": shlex.join(words), "revision": revision()}
+    write_json(stage.note(work), told if seconds is None else {**told, "date": date, "seconds": round(seconds, 1)})
 
 
 def is_finished(stage: Stage, work: Path) -> bool:
     """Whether a stage was finished earlier.
 
-    Raises ``ValueError`` where that was with another command, or on something made by another one.
+    Raises ``ValueError`` where it was made or begun with another command, or on something made by another one.
     """
     told = read_note(stage, work)
-    if told and told.get("digest") != stage.digest:
+    if told and told["digest"] != stage.digest:
         raise ValueError(
             f"{stage.folder(work)} was made with another recipe, or stands on something that was. To make it anew move "
             f"it and {stage.note(work).name} away; to keep both recipes' results use another --output."
         )
-    return bool(told) and stage.result(work).exists()
+    return "seconds" in told and stage.proof(work).exists()
