@@ -59,10 +59,10 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
 
 
 def test_a_path_in_a_file_may_begin_at_home(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("USERPROFILE", "/home/me")
+    monkeypatch.setenv("HOME", "/somewhere/me")
+    monkeypatch.setenv("USERPROFILE", "/somewhere/me")
     settings = build_settings(Settings, {"run": {"output": "~/runs", "names": ["~/a"]}})
-    assert settings.run.output == Path("/home/me/runs") and settings.run.names == ("~/a",)
+    assert settings.run.output == Path("/somewhere/me/runs") and settings.run.names == ("~/a",)
 
 
 def test_settings_as_words_of_a_command_line_read_back_as_themselves():

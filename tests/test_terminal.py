@@ -128,10 +128,10 @@ def test_scripts_find_each_other_with_a_python_that_starts_isolated(name):
 
 
 def test_the_home_folder_is_known_where_no_shell_puts_it_in(monkeypatch):
-    monkeypatch.setenv("HOME" if os.name != "nt" else "USERPROFILE", "/home/me")
+    monkeypatch.setenv("HOME" if os.name != "nt" else "USERPROFILE", "/somewhere/me")
     terminal = load_script("terminal")
     assert terminal.typed(["score", "~/a b.png", "~", "--prompt", "~5 years old", "x~/y"]) == [
-        "score", "/home/me/a b.png", "/home/me", "--prompt", "~5 years old", "x~/y"]  # fmt: skip
+        "score", "/somewhere/me/a b.png", "/somewhere/me", "--prompt", "~5 years old", "x~/y"]  # fmt: skip
 
 
 def test_the_stop_file_counts_as_windows_names_it(tmp_path):
