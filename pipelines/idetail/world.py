@@ -52,16 +52,13 @@ class IdetailPortraits:
     version = 1
     Settings = WorldSettings
     inputs = ""
+    advice = staticmethod(why_slow)
 
     def __init__(self, settings: WorldSettings, device: str = "cpu"):
         """Renders on ``device``."""
         self.settings, self.device = settings, device
         self.takes = 1 + len(TARGET_PROMPTS) + settings.inputs
         self.count = settings.people * self.takes
-
-    def advice(self) -> str:
-        """What would make it faster."""
-        return why_slow()
 
     def parameters(self, item: int, seed: int) -> dict:
         """A take is a function of population and item alone."""

@@ -6,6 +6,9 @@ processor's vectors, and a ray that has arrived leaves its place to the next one
 
 Numbers lie in flat arrays, LANES of each kind side by side at places that the compiler knows, so it sees that they do
 not overlap, and makes one vector of every loop over ``lane``.
+
+All in one file, long as that makes it: numba keeps compiled functions until the file that they are in changes, so one
+that calls another file's would go on with what that held before an update.
 """
 
 import math

@@ -36,14 +36,11 @@ class Portraits:
     Settings = PortraitsSettings
     count = None
     inputs = ""
+    advice = staticmethod(why_slow)
 
     def __init__(self, settings: PortraitsSettings, device: str = "cpu"):
         """Renders on ``device``."""
         self.settings, self.device = settings, device
-
-    def advice(self) -> str:
-        """What would make it faster."""
-        return why_slow()
 
     def parameters(self, item: int, seed: int) -> dict:
         """A take is a function of population and item alone, so every data set of a population agrees."""
